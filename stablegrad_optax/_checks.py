@@ -1,0 +1,70 @@
+"""Errors that say what was given, what is needed, and the call that gives it."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from stablegrad_optax._layers import Layout
+
+
+def check_options(reference: Any, decay: Any, balance: Any, delayed: Any) -> None:
+    """Raise for options of the wrong kind or out of range; traced numbers pass."""
+    if isinstance(reference, str):
+        if reference != "prediction":
+            raise ValueError(
+                f"stablegrad: reference must be a positive number or 'prediction', "
+                f"got {reference!r}."
+            )
+    elif not 0 < _concrete("reference", reference, 1.0) < math.inf:
+        raise ValueError(
+            f"stablegrad: reference must be positive and finite, got {reference}: it is the scale "
+            "that every layer's gradient is brought to."
+        )
+    if not 0 <= _concrete("decay", decay, 0.0) < 1:
+        raise ValueError(
+            f"stablegrad: decay must be in [0, 1), got {decay}. (In bfloat16 0.999 is 1: give "
+            "optax.inject_hyperparams a hyperparam_dtype=jnp.float32.)"
+        )
+    if not 0 <= _concrete("balance", balance, 0.0) <= 1:
+        raise ValueError(
+            f"stablegrad: balance must be in [0, 1], got {balance}: 1 gives every layer its own "
+            "scale, 0 gives all layers the pooled one."
+        )
+    if not isinstance(delayed, bool):
+        raise TypeError(f"stablegrad: delayed must be True or False, got {delayed!r}.")
+
+
+def check_state(shape: tuple[int, ...], layout: Layout) -> None:
+    """Raise if a state's vector of scales does not fit the layers of the gradients."""
+    if shape != (layout.num_layers,):
+        raise ValueError(
+            f"stablegrad: the state has scales of shape {shape}, but the gradients have "
+            f"{layout.num_layers} layers. The state was made for other params or other `layers`: "
+            "make one with init(params) of this transform."
+        )
+
+
+def check_prediction_grad(prediction_grad: Any) -> None:
+    """Raise if there is no prediction gradient to take the reference from."""
+    if not jax.tree.leaves(prediction_grad):
+        raise ValueError(
+            f"stablegrad: reference='prediction' needs the prediction gradient, got "
+            f"prediction_grad={prediction_grad!r}. Take it from "
+            "stablegrad_optax.prediction_value_and_grad(predict, loss) and call "
+            "tx.update(grads, state, params, prediction_grad=prediction_grad)."
+        )
+
+
+def _concrete(name: str, value: Any, valid: float) -> float:
+    """The number to check; ``valid`` in place of a traced one."""
+    if isinstance(value, jax.core.Tracer):
+        return valid
+    is_number = isinstance(value, int | float | np.number | np.ndarray | jax.Array)
+    if isinstance(value, bool) or not is_number or np.ndim(value) != 0:
+        raise TypeError(
+            f"stablegrad: {name} must be a real number, got {value!r}. (For a schedule, wrap the "
+            "transform: optax.inject_hyperparams(stablegrad, static_args=('layers',)).)"
+        )
+    return float(value)

@@ -1,0 +1,66 @@
+"""The gain of each layer, and the update it makes of the gradient."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stablegrad_optax._layers import Layout, LeafLayout
+
+PyTree = Any
+Numeric = float | jax.Array
+
+
+class Gain(NamedTuple):
+    """The gain of each layer as a quotient, which may leave the floating range where g / s * r
+    does not."""
+
+    multiplier: jax.Array
+    divisor: jax.Array
+
+
+def gain_of(
+    scale: jax.Array, entries: np.ndarray, balance: Numeric, reference_scale: jax.Array
+) -> Gain:
+    """r / (s^b pooled^(1-b)) for each layer, 1 where nothing was seen."""
+    seen, b = scale > 0, jnp.asarray(balance, scale.dtype)
+    own = jnp.where(seen, scale, 1)
+    pooled = _pooled_scale(scale, entries)
+    return Gain(jnp.where(seen, reference_scale, 1), jnp.where(seen, own**b * pooled ** (1 - b), 1))
+
+
+def _pooled_scale(scale: jax.Array, entries: np.ndarray) -> jax.Array:
+    """Root mean square of the scales over all entries, [], in units of the largest of them."""
+    largest = jnp.max(scale, initial=0)
+    seen = largest > 0
+    unit = jnp.where(seen, largest, 1)
+    share = jnp.asarray(entries / max(entries.sum(), 1), scale.dtype)
+    mean_square = jnp.sum(share * (scale / unit) ** 2)
+    return unit * jnp.sqrt(jnp.where(seen, mean_square, 1))
+
+
+def apply_gain(gain: Gain, updates: PyTree, layout: Layout) -> PyTree:
+    """Every gradient times the gain of its layer, in the gradient's dtype."""
+    leaves, structure = jax.tree.flatten(updates)
+    gains = zip(layout.split(gain.multiplier), layout.split(gain.divisor), strict=True)
+
+    def scaled(gradient: jax.Array, leaf: LeafLayout) -> jax.Array:
+        multiplier, divisor = (part.reshape(leaf.broadcast_shape) for part in next(gains))
+        return _times(gradient, multiplier, divisor)
+
+    return structure.unflatten(
+        gradient if leaf is None else scaled(gradient, leaf)
+        for gradient, leaf in zip(leaves, layout.leaves, strict=True)
+    )
+
+
+def _times(gradient: jax.Array, multiplier: jax.Array, divisor: jax.Array) -> jax.Array:
+    """gradient / divisor * multiplier, a complex gradient by its components."""
+    if jnp.iscomplexobj(gradient):
+        parts = (jnp.real(gradient), jnp.imag(gradient))
+        return jax.lax.complex(*(_times(part, multiplier, divisor) for part in parts))
+    wide = gradient.astype(jnp.promote_types(gradient.dtype, divisor.dtype))
+    return (wide / divisor.astype(wide.dtype) * multiplier.astype(wide.dtype)).astype(
+        gradient.dtype
+    )

@@ -1,0 +1,120 @@
+"""The layer statistic: standard deviation or RMS in one read, over the whole floating range.
+
+Squares of gradients leave float32 long before gradients do: below 1e-19 they underflow, above 1e19
+they overflow. Every entry is therefore added to one of three sums of squares, each kept in a unit in
+which neither happens (J. L. Blue, *A portable Fortran program to find the Euclidean norm of a
+vector*, ACM TOMS 1978; E. Anderson, *Algorithm 978: Safe scaling in the level 1 BLAS*, ACM TOMS
+2017), and the mean gets the same three sums. That is one read of the gradient; all that follows is
+arithmetic on one vector with an entry for each layer.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stablegrad_optax._layers import Layout
+
+PyTree = Any
+
+
+def layer_statistic(tree: PyTree, layout: Layout) -> jax.Array:
+    """Std or RMS of each layer, [num_layers]; NaN for a layer with an entry that is not finite."""
+    dtype = statistic_dtype(tree)
+    sums = [
+        _sums(values, leaf.reduce, dtype)
+        for values, leaf in zip(jax.tree.leaves(tree), layout.leaves, strict=True)
+        if leaf is not None
+    ]
+    if not sums:
+        return jnp.zeros(0, dtype)
+    return _from_sums(jnp.concatenate(sums, axis=-1), layout.entries, layout.centered)
+
+
+def population_statistic(tree: PyTree) -> jax.Array:
+    """Std of all entries of all leaves taken together, []; NaN if one of them is not finite."""
+    dtype = statistic_dtype(tree)
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    sums = sum(
+        (_sums(leaf, tuple(range(leaf.ndim)), dtype) for leaf in leaves),
+        jnp.zeros((3, 3, 1), dtype),
+    )
+    entries = sum(leaf.size for leaf in leaves)
+    return _from_sums(sums, np.array([entries]), np.array([True]))[0]
+
+
+def statistic_dtype(tree: PyTree) -> jnp.dtype:
+    """float64 where the tree has float64 or complex128 leaves, float32 everywhere else."""
+    dtypes = [getattr(leaf, "dtype", jnp.float32) for leaf in jax.tree.leaves(tree)]
+    wide = any(dtype in (jnp.float64, jnp.complex128) for dtype in dtypes)
+    return jnp.dtype(jnp.float64 if wide else jnp.float32)
+
+
+def _limit_and_unit(dtype: jnp.dtype) -> tuple[float, float]:
+    """Entries above ``limit`` are summed in multiples of ``unit``, below 1/limit of 1/unit.
+
+    In float32 these are 2^50 and 2^84: squares of the middle entries stay within 2^±100 and those
+    of the scaled ones within 2^±88, so that 2^27 of them can be added.
+    """
+    octaves = jnp.finfo(dtype).maxexp / 128
+    return 2.0 ** (50 * octaves), 2.0 ** (84 * octaves)
+
+
+def _sums(values: jax.Array, reduce: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """Sums over the reduced axes, [moment, part, layer].
+
+    Moments are the square, the real and the imaginary part; parts are big, middle and small entries,
+    in units of ``unit``, 1 and ``1 / unit``.
+    """
+    limit, unit = _limit_and_unit(dtype)
+
+    def parts(component: jax.Array) -> list[jax.Array]:
+        x = component.astype(dtype)
+        big, small = jnp.abs(x) > limit, jnp.abs(x) < 1 / limit
+        # Select before scaling: XLA would fold x * 2^84 into a multiplication that made x, and the
+        # product of the two constants may overflow. The middle is "neither", so NaN flows into it.
+        return [
+            jnp.where(big, x, 0) * (1 / unit),
+            jnp.where(big | small, 0, x),
+            jnp.where(small, x, 0) * unit,
+        ]
+
+    def total(terms: list[jax.Array]) -> jax.Array:
+        return jnp.stack([jnp.sum(term, axis=reduce).ravel() for term in terms])
+
+    real = parts(jnp.real(values))
+    squares, means = total([part * part for part in real]), total(real)
+    if not jnp.iscomplexobj(values):
+        return jnp.stack([squares, means, jnp.zeros_like(means)])
+    imaginary = parts(jnp.imag(values))
+    squares += total([part * part for part in imaginary])
+    return jnp.stack([squares, means, total(imaginary)])
+
+
+def _from_sums(sums: jax.Array, entries: np.ndarray, centered: np.ndarray) -> jax.Array:
+    """Std or RMS of each layer from its sums, [num_layers]."""
+    dtype, limits = sums.dtype, jnp.finfo(sums.dtype)
+    _, unit = _limit_and_unit(dtype)
+    units = jnp.array([[unit], [1.0], [1 / unit]], dtype)
+    squares, real, imaginary = sums / jnp.asarray(np.maximum(entries, 1), dtype)
+
+    # The parts are put together as roots: their squares share no unit that can hold them.
+    big, middle, small = _root(squares) * units
+    rms = jnp.hypot(jnp.hypot(big, middle), small)
+    mean = jnp.hypot(jnp.sum(real * units, axis=0), jnp.sum(imaginary * units, axis=0))
+
+    mean_fraction = jnp.minimum(mean / jnp.where(rms > 0, rms, 1), 1)
+    variance_fraction = (1 - mean_fraction) * (1 + mean_fraction)
+    has_std = centered & (variance_fraction > 64 * limits.eps)  # else lost in rounding
+    statistic = jnp.where(has_std, rms * _root(variance_fraction), rms)
+    # 0 is kept for "all entries are 0": a statistic below the normal range counts as its end.
+    all_zero = jnp.all(squares == 0, axis=0)
+    statistic = jnp.where(all_zero, 0, jnp.clip(statistic, limits.tiny, limits.max))
+    return jnp.where(jnp.all(jnp.isfinite(squares), axis=0), statistic, jnp.nan)
+
+
+def _root(x: jax.Array) -> jax.Array:
+    """Square root whose derivative at 0 is 0, so that meta-gradients of a dead layer are finite."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
