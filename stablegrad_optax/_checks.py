@@ -9,7 +9,7 @@ import numpy as np
 from stablegrad_optax._layers import Layout
 
 
-def check_options(reference: Any, decay: Any, balance: Any, delayed: Any) -> None:
+def check_options(reference: Any, decay: Any, balance: Any, delayed: Any, layers: Any) -> None:
     """Raise for options of the wrong kind or out of range; traced numbers pass."""
     if isinstance(reference, str):
         if reference != "prediction":
@@ -34,6 +34,12 @@ def check_options(reference: Any, decay: Any, balance: Any, delayed: Any) -> Non
         )
     if not isinstance(delayed, bool):
         raise TypeError(f"stablegrad: delayed must be True or False, got {delayed!r}.")
+    if layers is None or isinstance(layers, str | int | float | jax.Array):
+        raise TypeError(
+            f"stablegrad: layers must be a function of params or a pytree of LayerAxes | None that "
+            f"matches them, got {layers!r}. (optax.inject_hyperparams takes any function for a "
+            "schedule and calls it: give it static_args=('layers',).)"
+        )
 
 
 def check_state(shape: tuple[int, ...], layout: Layout) -> None:

@@ -13,8 +13,7 @@ Numeric = float | jax.Array
 
 
 class Gain(NamedTuple):
-    """The gain of each layer as a quotient, which may leave the floating range where g / s * r
-    does not."""
+    """The gain of each layer as a quotient: r / s may overflow where g / s * r does not."""
 
     multiplier: jax.Array
     divisor: jax.Array
@@ -60,7 +59,6 @@ def _times(gradient: jax.Array, multiplier: jax.Array, divisor: jax.Array) -> ja
     if jnp.iscomplexobj(gradient):
         parts = (jnp.real(gradient), jnp.imag(gradient))
         return jax.lax.complex(*(_times(part, multiplier, divisor) for part in parts))
-    wide = gradient.astype(jnp.promote_types(gradient.dtype, divisor.dtype))
-    return (wide / divisor.astype(wide.dtype) * multiplier.astype(wide.dtype)).astype(
-        gradient.dtype
-    )
+    wide = max(gradient.dtype, divisor.dtype, key=lambda dtype: jnp.finfo(dtype).bits)
+    update = gradient.astype(wide) / divisor.astype(wide) * multiplier.astype(wide)
+    return update.astype(gradient.dtype)

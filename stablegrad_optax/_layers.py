@@ -282,12 +282,6 @@ class Layout:
 
 def layout_of(layers: PyTree | LayerRule, tree: PyTree) -> Layout:
     """Match ``layers`` (a rule, or a pytree of ``LayerAxes | None``) with the leaves of ``tree``."""
-    if layers is None or isinstance(layers, LayerAxes | str | float | int):
-        raise TypeError(
-            f"stablegrad: layers must be a function of params or a pytree of LayerAxes | None that "
-            f"matches them, got {layers!r}. (optax.inject_hyperparams takes a function for a "
-            "schedule and calls it: give it static_args=('layers',).)"
-        )
     axes_tree = layers(tree) if callable(layers) else layers
     axes_of = {
         _name(path): axes

@@ -120,7 +120,7 @@ def stablegrad(
       `arXiv:2605.19856 <https://arxiv.org/abs/2605.19856>`_; its form is ``decay=0``,
       ``reference="prediction"``, ``layers=weights_only``.
     """
-    check_options(reference, decay, balance, delayed)
+    check_options(reference, decay, balance, delayed, layers)
 
     def init_fn(params: PyTree) -> StableGradState:
         dtype = statistic_dtype(params)
