@@ -1,0 +1,104 @@
+# Every command sets up what it needs: a fresh clone, python3, pip and make are enough.
+# ARGS goes through to the program: make test ARGS="-k prediction".
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+FLOORS := .venv-floors
+WHEEL := .venv-wheel
+BIN := $(VENV)/bin
+
+# Of the tests, those of the package's modules and of its use with other libraries.
+MODULES := $(wildcard stablegrad_optax/_[a-z]*.py)
+PACKAGE_TESTS := tests/integration \
+	$(wildcard $(MODULES:stablegrad_optax/_%.py=tests/test_%.py) tests/test_public_api.py)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-floors lint format format-check types check notebooks build \
+	test-wheel clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+env: $(VENV)/.dev ## make the development environment in .venv
+
+demo: $(VENV)/.demo ## run the demo; ARGS="--problem poisson" chooses, ARGS=--help lists the options
+	@$(BIN)/python -m benchmarks.demo $(ARGS)
+
+test: $(VENV)/.dev ## run the whole test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+test-floors: $(FLOORS)/.floors ## run the package's tests on the oldest supported versions
+	$(FLOORS)/bin/python -m pytest stablegrad_optax $(PACKAGE_TESTS) $(ARGS)
+
+lint: $(VENV)/.dev ## check the style rules
+	$(BIN)/ruff check
+
+format: $(VENV)/.dev ## format the code and fix what lint can fix
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format
+
+format-check: $(VENV)/.dev ## check that the code is formatted
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.dev ## check the types
+	$(BIN)/basedpyright
+
+check: lint format-check types ## lint, format-check and types
+
+notebooks: $(VENV)/.dev ## execute the quickstart notebook again, in place
+	$(BIN)/jupyter execute --inplace notebooks/01_quickstart.ipynb
+
+build: $(VENV)/.dev ## build the source distribution and the wheel into dist/
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
+test-wheel: build ## install the built wheel alone in an empty environment and import it
+	$(call make_venv,$(WHEEL))
+	$(WHEEL)/bin/python -m pip install --quiet dist/*.whl
+	cd $(WHEEL) && bin/python -I -c "import stablegrad_optax as s; print(s.__name__, s.__version__)"
+
+clean: ## remove the environments, what was built and the caches
+	rm -rf $(VENV) $(FLOORS) $(WHEEL) dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Environments. Each ends in a stamp that is newer than pyproject.toml, so that a second call does
+# nothing. A system Python without ensurepip makes its venv without pip, then installs it from outside.
+define make_venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: \
+	$(PYTHON) is missing or older than 3.11; name a newer one: make <command> PYTHON=python3.12" \
+	>&2; exit 1; }
+	@rm -rf $(1)
+	@$(PYTHON) -m venv $(1) >/dev/null 2>&1 || { \
+	$(PYTHON) -m venv --clear --without-pip $(1) >/dev/null 2>&1 && \
+	$(PYTHON) -m pip --quiet --python $(1)/bin/python install pip; } || { rm -rf $(1); echo "error: \
+	$(PYTHON) cannot make a virtual environment; install its venv module (Debian, Ubuntu: apt \
+	install python3-venv)" >&2; exit 1; }
+endef
+
+$(BIN)/python:
+	$(call make_venv,$(VENV))
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[demo]"
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@ $(VENV)/.demo
+
+$(FLOORS)/.floors: pyproject.toml
+	$(call make_venv,$(FLOORS))
+	@$(FLOORS)/bin/python -c 'import tomllib; \
+	project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	extras = project["optional-dependencies"]; \
+	bounds = project["dependencies"] + extras["flax"] + extras["test"]; \
+	print(*(b.replace(">=", "==") for b in bounds if ">=" in b), sep="\n")' > $(FLOORS)/floors.txt
+	$(FLOORS)/bin/python -m pip install --quiet --constraint $(FLOORS)/floors.txt \
+	--editable ".[test]"
+	@touch $@
