@@ -25,7 +25,8 @@ def activation_gain(fn: Activation) -> float:
     keep the second moment of the pre-activations at 1 from layer to layer.
 
     Args:
-      fn: An elementwise function of a float array, such as ``jnp.tanh``.
+      fn: An elementwise function, such as ``jnp.tanh``; it is called with a float array of shape
+        ``[128]``.
 
     Returns:
       The gain, a dimensionless Python float. 1.4142 for relu, 1.5925 for tanh.

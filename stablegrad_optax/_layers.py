@@ -31,7 +31,8 @@ class LayerAxes:
     Args:
       reduce: The axes pooled into one statistic, an int or a tuple of ints, negative ones counting
         from the end. Every index of the remaining axes is a layer of its own: a leaf of shape
-        ``(12, 64, 64)`` with ``reduce=(1, 2)`` holds 12 layers of 4096 entries.
+        ``(12, 64, 64)`` with ``reduce=(1, 2)`` holds 12 layers of 4096 entries. The leaf's dtype
+        must be floating or complex.
       centered: True for the standard deviation, False for the root mean square (RMS).
 
     Raises:
@@ -277,7 +278,7 @@ class Layout:
     def split(self, vector: jax.Array) -> list[jax.Array]:
         """The vector's pieces, flat, one for each leaf of ``scaled``."""
         ends = np.cumsum([leaf.num_layers for leaf in self.scaled])
-        return jnp.split(vector, ends[:-1])
+        return jnp.split(vector, ends[:-1]) if self.scaled else []
 
 
 def layout_of(layers: PyTree | LayerRule, tree: PyTree) -> Layout:

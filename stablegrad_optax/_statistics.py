@@ -23,7 +23,7 @@ def layer_statistic(tree: PyTree, layout: Layout) -> jax.Array:
     """Std or RMS of each layer, [num_layers]; NaN for a layer with an entry that is not finite."""
     dtype = statistic_dtype(tree)
     sums = [
-        _sums(values, leaf.reduce, dtype)
+        _replicated(_sums(values, leaf.reduce, dtype))
         for values, leaf in zip(jax.tree.leaves(tree), layout.leaves, strict=True)
         if leaf is not None
     ]
@@ -52,13 +52,13 @@ def statistic_dtype(tree: PyTree) -> jnp.dtype:
 
 
 def _limit_and_unit(dtype: jnp.dtype) -> tuple[float, float]:
-    """Entries above ``limit`` are summed in multiples of ``unit``, below 1/limit of 1/unit.
+    """Entries above ``limit`` are summed in multiples of ``unit``, those below 1/limit of 1/unit.
 
-    In float32 these are 2^50 and 2^84: squares of the middle entries stay within 2^±100 and those
-    of the scaled ones within 2^±88, so that 2^27 of them can be added.
+    In float32 these are 2^48 and 2^84: the squares of middle entries stay within 2^±96 and those of
+    the scaled ones within 2^±88, so that 2^31 of them can be added.
     """
     octaves = jnp.finfo(dtype).maxexp / 128
-    return 2.0 ** (50 * octaves), 2.0 ** (84 * octaves)
+    return 2.0 ** (48 * octaves), 2.0 ** (84 * octaves)
 
 
 def _sums(values: jax.Array, reduce: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
@@ -72,12 +72,13 @@ def _sums(values: jax.Array, reduce: tuple[int, ...], dtype: jnp.dtype) -> jax.A
     def parts(component: jax.Array) -> list[jax.Array]:
         x = component.astype(dtype)
         big, small = jnp.abs(x) > limit, jnp.abs(x) < 1 / limit
-        # Select before scaling: XLA would fold x * 2^84 into a multiplication that made x, and the
-        # product of the two constants may overflow. The middle is "neither", so NaN flows into it.
+        # The middle is "neither", so that NaN flows into it. The scaled parts are selected twice:
+        # XLA folds constants across multiplications, those that made x and those that square the
+        # part, and such a product overflows or vanishes; it does not fold through a select.
         return [
-            jnp.where(big, x, 0) * (1 / unit),
+            jnp.where(big, jnp.where(big, x, 0) * (1 / unit), 0),
             jnp.where(big | small, 0, x),
-            jnp.where(small, x, 0) * unit,
+            jnp.where(small, jnp.where(small, x, 0) * unit, 0),
         ]
 
     def total(terms: list[jax.Array]) -> jax.Array:
@@ -92,25 +93,36 @@ def _sums(values: jax.Array, reduce: tuple[int, ...], dtype: jnp.dtype) -> jax.A
     return jnp.stack([squares, means, total(imaginary)])
 
 
+def _replicated(x: jax.Array) -> jax.Array:
+    """On a mesh with explicit axes, layers that are spread over devices must be brought together."""
+    is_spread = any(axis is not None for axis in jax.typeof(x).sharding.spec)
+    return jax.sharding.reshard(x, jax.sharding.PartitionSpec()) if is_spread else x
+
+
 def _from_sums(sums: jax.Array, entries: np.ndarray, centered: np.ndarray) -> jax.Array:
     """Std or RMS of each layer from its sums, [num_layers]."""
     dtype, limits = sums.dtype, jnp.finfo(sums.dtype)
+    squares, real, imaginary = sums
+    root_entries = jnp.asarray(np.sqrt(np.maximum(entries, 1)), dtype)
+
+    # Every layer in the unit of its largest part, beside which what underflows is nothing. Parts are
+    # put together as roots, for the square of a ratio of units is 0 in float32.
     _, unit = _limit_and_unit(dtype)
-    units = jnp.array([[unit], [1.0], [1 / unit]], dtype)
-    squares, real, imaginary = sums / jnp.asarray(np.maximum(entries, 1), dtype)
+    part_unit = jnp.array([[unit], [1.0], [1 / unit]], dtype)
+    layer_unit = jnp.where(squares[0] > 0, unit, jnp.where(squares[1] > 0, 1, 1 / unit))
+    relative = jnp.minimum(part_unit / layer_unit, 1)
+    norm = _root(jnp.sum((_root(squares) * relative) ** 2, axis=0))
+    total = jnp.hypot(jnp.sum(real * relative, axis=0), jnp.sum(imaginary * relative, axis=0))
 
-    # The parts are put together as roots: their squares share no unit that can hold them.
-    big, middle, small = _root(squares) * units
-    rms = jnp.hypot(jnp.hypot(big, middle), small)
-    mean = jnp.hypot(jnp.sum(real * units, axis=0), jnp.sum(imaginary * units, axis=0))
-
-    mean_fraction = jnp.minimum(mean / jnp.where(rms > 0, rms, 1), 1)
+    mean_fraction = jnp.minimum(
+        total / jnp.where(norm > 0, norm * root_entries, 1), 1
+    )  # mean / RMS
     variance_fraction = (1 - mean_fraction) * (1 + mean_fraction)
     has_std = centered & (variance_fraction > 64 * limits.eps)  # else lost in rounding
+    rms = norm / root_entries * layer_unit
     statistic = jnp.where(has_std, rms * _root(variance_fraction), rms)
     # 0 is kept for "all entries are 0": a statistic below the normal range counts as its end.
-    all_zero = jnp.all(squares == 0, axis=0)
-    statistic = jnp.where(all_zero, 0, jnp.clip(statistic, limits.tiny, limits.max))
+    statistic = jnp.where(norm > 0, jnp.clip(statistic, limits.tiny, limits.max), 0)
     return jnp.where(jnp.all(jnp.isfinite(squares), axis=0), statistic, jnp.nan)
 
 

@@ -1,0 +1,34 @@
+"""Settings of the whole suite. The platform must be set before JAX is imported."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# In front of what is there: of two equal flags XLA takes the last, so the caller has the last word.
+os.environ["XLA_FLAGS"] = " ".join(
+    ["--xla_force_host_platform_device_count=8", os.environ.get("XLA_FLAGS", "")]
+)
+
+import hypothesis
+import jax
+import pytest
+
+# Compilation makes the first example slow, so no example has a deadline.
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Make mixing dtypes an error, where the code under test is this package's alone.
+
+    Not in integration/, and not under the marker ``standard_promotion``: optax.adam raises a float
+    to an int32 count, which strict promotion refuses, and other libraries do the like.
+    """
+    foreign = request.path.parent != TESTS or request.node.get_closest_marker("standard_promotion")
+    with jax.numpy_dtype_promotion("standard" if foreign else "strict"):
+        yield
