@@ -1,0 +1,33 @@
+"""The README's example and the notebooks run as they stand."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.standard_promotion
+def test_readme_example_trains_its_network(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    variables: dict[str, object] = {}
+    exec(example, variables)
+    assert float(variables["value"]) < 0.01  # 0.1 before training
+    assert capsys.readouterr().out.startswith("loss ")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs_and_has_its_outputs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count is not None for cell in cells), "committed without outputs"
+
+    monkeypatch.setenv("STABLEGRAD_FAST", "1")
+    client = NotebookClient(
+        notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}
+    )
+    client.execute()  # raises the error of a cell that fails
