@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from stablegrad_optax._layers import Layout
 
@@ -65,7 +66,7 @@ def check_prediction_grad(prediction_grad: Any) -> None:
 
 def _concrete(name: str, value: Any, valid: float) -> float:
     """The number to check; ``valid`` in place of a traced one."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return valid
     is_number = isinstance(value, int | float | np.number | np.ndarray | jax.Array)
     if isinstance(value, bool) or not is_number or np.ndim(value) != 0:

@@ -22,7 +22,7 @@ class Gain(NamedTuple):
 def gain_of(
     scale: jax.Array, entries: np.ndarray, balance: Numeric, reference_scale: jax.Array
 ) -> Gain:
-    """r / (s^b pooled^(1-b)) for each layer, 1 where nothing was seen."""
+    """Gain r / (s^b pooled^(1-b)) of each layer, 1 where nothing was seen."""
     seen, b = scale > 0, jnp.asarray(balance, scale.dtype)
     own = jnp.where(seen, scale, 1)
     pooled = _pooled_scale(scale, entries)
@@ -55,7 +55,7 @@ def apply_gain(gain: Gain, updates: PyTree, layout: Layout) -> PyTree:
 
 
 def _times(gradient: jax.Array, multiplier: jax.Array, divisor: jax.Array) -> jax.Array:
-    """gradient / divisor * multiplier, a complex gradient by its components."""
+    """The gradient, divided first; a complex one by its components."""
     if jnp.iscomplexobj(gradient):
         parts = (jnp.real(gradient), jnp.imag(gradient))
         return jax.lax.complex(*(_times(part, multiplier, divisor) for part in parts))

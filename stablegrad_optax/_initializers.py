@@ -108,10 +108,14 @@ def activation_aware(
     if not callable(fn):
         raise TypeError(f"activation_aware: fn must be a function such as jnp.tanh, got {fn!r}.")
 
-    def init(key: jax.Array, shape: Sequence[int], dtype: Any = dtype, **kwargs: Any) -> jax.Array:
+    def init(
+        key: jax.Array, shape: Sequence[int], dtype: Any = dtype, out_sharding: Any = None
+    ) -> jax.Array:
         initializer = jax.nn.initializers.variance_scaling(
             activation_gain(fn) ** 2, "fan_in", "normal", in_axis, out_axis, batch_axis
         )
-        return initializer(key, shape, dtype, **kwargs)
+        if out_sharding is None:  # which older versions of JAX do not know
+            return initializer(key, shape, dtype)
+        return initializer(key, shape, dtype, out_sharding)
 
     return init

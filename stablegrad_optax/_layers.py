@@ -211,7 +211,7 @@ def stacked(pattern: str, rule: LayerRule = per_leaf) -> LayerRule:
 
 @dataclasses.dataclass(frozen=True)
 class LeafLayout:
-    """The layers of one leaf: its path, its shape and its ``LayerAxes`` with axes from the front."""
+    """The layers of one leaf: its path and shape, and its ``LayerAxes`` with axes from the front."""
 
     path: str
     shape: tuple[int, ...]
@@ -282,7 +282,7 @@ class Layout:
 
 
 def layout_of(layers: PyTree | LayerRule, tree: PyTree) -> Layout:
-    """Match ``layers`` (a rule, or a pytree of ``LayerAxes | None``) with the leaves of ``tree``."""
+    """Match ``layers``, a rule or a pytree of ``LayerAxes | None``, with the leaves of ``tree``."""
     axes_tree = layers(tree) if callable(layers) else layers
     axes_of = {
         _name(path): axes
@@ -291,7 +291,7 @@ def layout_of(layers: PyTree | LayerRule, tree: PyTree) -> Layout:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     layout = Layout(tuple(_leaf_layout(_name(path), leaf, axes_of) for path, leaf in leaves))
 
-    # A None or MaskedNode in the tree stands for the leaf or the subtree that `layers` may still name.
+    # A None or MaskedNode in the tree stands for what `layers` may still name.
     names = {_name(path) for path, _ in leaves}
     holes = {
         _name(path)
@@ -336,7 +336,7 @@ def _leaf_layout(path: str, leaf: Any, axes_of: dict[str, Any]) -> LeafLayout | 
 
 
 def _whole_leaf(leaf: Any, min_ndim: int) -> LayerAxes | None:
-    """All axes of the leaf as one layer; None below ``min_ndim`` or where there is nothing to pool."""
+    """All axes of the leaf as one layer; None below ``min_ndim`` or with nothing to pool."""
     shape, dtype = _shape_and_dtype(leaf)
     if len(shape) < min_ndim or math.prod(shape) <= 1 or not jnp.issubdtype(dtype, jnp.inexact):
         return None

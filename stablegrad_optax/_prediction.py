@@ -73,13 +73,11 @@ def prediction_value_and_grad(
     def value_and_grad(
         params: PyTree, *args: Any, **kwargs: Any
     ) -> tuple[Any, tuple[PyTree, PyTree]]:
-        def prediction_of(params: PyTree) -> PyTree:
-            return predict(params, *args, **kwargs)
+        def prediction_and_aux(params: PyTree) -> tuple[PyTree, Any]:
+            prediction = predict(params, *args, **kwargs)
+            return prediction if predict_has_aux else (prediction, None)
 
-        if predict_has_aux:
-            prediction, pullback, predict_aux = jax.vjp(prediction_of, params, has_aux=True)
-        else:
-            prediction, pullback = jax.vjp(prediction_of, params)
+        prediction, pullback, predict_aux = jax.vjp(prediction_and_aux, params, has_aux=True)
         value, prediction_grad = jax.value_and_grad(loss, has_aux=has_aux)(
             prediction, *args, **kwargs
         )

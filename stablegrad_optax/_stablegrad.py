@@ -65,8 +65,8 @@ def stablegrad(
         g'_{l,t} &= g_{l,t} \,\big/\, (s_{l,t}^{\,b}\; \bar s_t^{\,1-b}) \cdot r_t
 
     with :math:`d` = ``decay``, :math:`b` = ``balance`` and :math:`r_t` = ``reference``. There is no
-    eps: a layer whose scale is 0 has an all-zero gradient, and its gain is 1. A gradient that is not
-    finite leaves its layer's scale as it was and shows in that layer's update, for
+    eps: a layer whose scale is 0 has an all-zero gradient, and its gain is 1. A gradient that is
+    not finite leaves its layer's scale as it was and shows in that layer's update, for
     ``optax.apply_if_finite`` or another guard behind it.
 
     What this can do for Adam: a gain that is constant in time only rescales Adam's eps. It is the
@@ -129,7 +129,7 @@ def stablegrad(
 
     def update_fn(
         updates: PyTree,
-        state: StableGradState,
+        state: Any,  # a StableGradState; optax types every state as any tree
         params: PyTree | None = None,
         *,
         prediction_grad: PyTree | None = None,

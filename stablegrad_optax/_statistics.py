@@ -1,8 +1,8 @@
 """The layer statistic: standard deviation or RMS in one read, over the whole floating range.
 
 Squares of gradients leave float32 long before gradients do: below 1e-19 they underflow, above 1e19
-they overflow. Every entry is therefore added to one of three sums of squares, each kept in a unit in
-which neither happens (J. L. Blue, *A portable Fortran program to find the Euclidean norm of a
+they overflow. Every entry is therefore added to one of three sums of squares, each kept in a unit
+in which neither happens (J. L. Blue, *A portable Fortran program to find the Euclidean norm of a
 vector*, ACM TOMS 1978; E. Anderson, *Algorithm 978: Safe scaling in the level 1 BLAS*, ACM TOMS
 2017), and the mean gets the same three sums. That is one read of the gradient; all that follows is
 arithmetic on one vector with an entry for each layer.
@@ -64,8 +64,8 @@ def _limit_and_unit(dtype: jnp.dtype) -> tuple[float, float]:
 def _sums(values: jax.Array, reduce: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     """Sums over the reduced axes, [moment, part, layer].
 
-    Moments are the square, the real and the imaginary part; parts are big, middle and small entries,
-    in units of ``unit``, 1 and ``1 / unit``.
+    Moments are the square, the real and the imaginary part; parts are the big, the middle and the
+    small entries, in units of ``unit``, 1 and ``1 / unit``.
     """
     limit, unit = _limit_and_unit(dtype)
 
@@ -94,7 +94,7 @@ def _sums(values: jax.Array, reduce: tuple[int, ...], dtype: jnp.dtype) -> jax.A
 
 
 def _replicated(x: jax.Array) -> jax.Array:
-    """On a mesh with explicit axes, layers that are spread over devices must be brought together."""
+    """On a mesh with explicit axes, layers spread over devices must be brought together by name."""
     is_spread = any(axis is not None for axis in jax.typeof(x).sharding.spec)
     return jax.sharding.reshard(x, jax.sharding.PartitionSpec()) if is_spread else x
 
@@ -105,8 +105,8 @@ def _from_sums(sums: jax.Array, entries: np.ndarray, centered: np.ndarray) -> ja
     squares, real, imaginary = sums
     root_entries = jnp.asarray(np.sqrt(np.maximum(entries, 1)), dtype)
 
-    # Every layer in the unit of its largest part, beside which what underflows is nothing. Parts are
-    # put together as roots, for the square of a ratio of units is 0 in float32.
+    # Every layer in the unit of its largest part, beside which what underflows is nothing. Parts
+    # are put together as roots, for the square of a ratio of units is 0 in float32.
     _, unit = _limit_and_unit(dtype)
     part_unit = jnp.array([[unit], [1.0], [1 / unit]], dtype)
     layer_unit = jnp.where(squares[0] > 0, unit, jnp.where(squares[1] > 0, 1, 1 / unit))
