@@ -211,7 +211,7 @@ def stacked(pattern: str, rule: LayerRule = per_leaf) -> LayerRule:
 
 @dataclasses.dataclass(frozen=True)
 class LeafLayout:
-    """The layers of one leaf: its path and shape, and its ``LayerAxes`` with axes from the front."""
+    """The layers of one leaf: its path, shape and ``LayerAxes``, with axes from the front."""
 
     path: str
     shape: tuple[int, ...]
