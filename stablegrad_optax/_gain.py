@@ -26,7 +26,11 @@ def gain_of(
     seen, b = scale > 0, jnp.asarray(balance, scale.dtype)
     own = jnp.where(seen, scale, 1)
     pooled = _pooled_scale(scale, entries)
-    return Gain(jnp.where(seen, reference_scale, 1), jnp.where(seen, own**b * pooled ** (1 - b), 1))
+    limits = jnp.finfo(scale.dtype)
+    exact = jnp.minimum(jnp.where(seen, own**b * pooled ** (1 - b), 1), limits.max)
+    # XLA may multiply by the reciprocal, and flushes one below the normal range to 0.
+    divisor = jnp.minimum(exact, 1 / limits.tiny)
+    return Gain(jnp.where(seen, reference_scale, 1) * (divisor / exact), divisor)
 
 
 def _pooled_scale(scale: jax.Array, entries: np.ndarray) -> jax.Array:

@@ -283,7 +283,9 @@ class Layout:
 
 def layout_of(layers: PyTree | LayerRule, tree: PyTree) -> Layout:
     """Match ``layers``, a rule or a pytree of ``LayerAxes | None``, with the leaves of ``tree``."""
-    axes_tree = layers(tree) if callable(layers) else layers
+    # A tree may be callable too, such as a module whose leaves were replaced by their LayerAxes.
+    is_tree = any(isinstance(leaf, LayerAxes) for leaf in jax.tree.leaves(layers))
+    axes_tree = layers(tree) if callable(layers) and not is_tree else layers
     axes_of = {
         _name(path): axes
         for path, axes in jax.tree_util.tree_flatten_with_path(axes_tree, is_leaf=_is_none)[0]

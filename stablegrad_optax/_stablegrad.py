@@ -150,7 +150,9 @@ def stablegrad(
         else:
             reference_scale = jnp.asarray(reference, state.reference_scale.dtype)
 
-        scale = _known(state.grad_scale, next_grad_scale) if delayed else grad_scale
+        scale = grad_scale
+        if delayed:
+            scale = _known(state.grad_scale, grad_scale, next_grad_scale)
         gain = gain_of(scale, layout.entries, balance, reference_scale)
         return apply_gain(gain, updates, layout), StableGradState(grad_scale, reference_scale)
 
@@ -160,16 +162,22 @@ def stablegrad(
 def _running(scale: jax.Array, statistic: jax.Array, decay: Numeric) -> jax.Array:
     """The running scale after a step; as it was where the statistic is not finite."""
     d, statistic = jnp.asarray(decay, scale.dtype), statistic.astype(scale.dtype)
-    moved = jnp.where(scale == 0, statistic, d * scale + (1 - d) * statistic)
+    # At the ends of the range (1 - d) * statistic would be flushed to 0, or the sum rounded up to
+    # infinity.
+    larger = jnp.maximum(scale, statistic)
+    unit = jnp.where(larger < 2**-60, 2**-60, 1).astype(scale.dtype)
+    mean = (d * (scale / unit) + (1 - d) * (statistic / unit)) * unit
+    moved = jnp.where(scale == 0, statistic, jnp.where(mean > larger, larger, mean))
     return jnp.where(jnp.isfinite(statistic), moved, scale)
 
 
-def _known(scale: jax.Array, next_scale: Callable[[], jax.Array]) -> jax.Array:
+def _known(before: jax.Array, after: jax.Array, take_after: Callable[[], jax.Array]) -> jax.Array:
     """The scales before this step, and those after it for layers seen for the first time.
 
-    A branch, not a select: past the first step no gain then waits for this step's statistic, and
-    the compiler can take it in the pass that applies the gains.
+    A branch that takes the statistic once more, not a select: past the first step no gain then
+    waits for this step's statistic, which can ride in the pass that applies the gains.
     """
+    before = before + jnp.zeros_like(after)  # under shard_map both branches must vary alike
     return jax.lax.cond(
-        jnp.all(scale > 0), lambda: scale, lambda: jnp.where(scale > 0, scale, next_scale())
+        jnp.all(before > 0), lambda: before, lambda: jnp.where(before > 0, before, take_after())
     )

@@ -108,9 +108,11 @@ def _from_sums(sums: jax.Array, entries: np.ndarray, centered: np.ndarray) -> ja
     # Every layer in the unit of its largest part, beside which what underflows is nothing. Parts
     # are put together as roots, for the square of a ratio of units is 0 in float32.
     _, unit = _limit_and_unit(dtype)
-    part_unit = jnp.array([[unit], [1.0], [1 / unit]], dtype)
-    layer_unit = jnp.where(squares[0] > 0, unit, jnp.where(squares[1] > 0, 1, 1 / unit))
-    relative = jnp.minimum(part_unit / layer_unit, 1)
+    has_big, has_middle = squares[0] > 0, squares[1] > 0
+    layer_unit = jnp.where(has_big, unit, jnp.where(has_middle, 1, 1 / unit)).astype(dtype)
+    middle = jnp.where(has_big, 1 / unit, 1)
+    small = jnp.where(has_big, 0, jnp.where(has_middle, 1 / unit, 1))
+    relative = jnp.stack([jnp.ones_like(middle), middle, small]).astype(dtype)
     norm = _root(jnp.sum((_root(squares) * relative) ** 2, axis=0))
     total = jnp.hypot(jnp.sum(real * relative, axis=0), jnp.sum(imaginary * relative, axis=0))
 

@@ -192,3 +192,16 @@ def test_a_function_of_params_may_choose_by_path() -> None:
     updates, state = jax.jit(tx.update)(grads, tx.init(grads))
     np.testing.assert_allclose(state.grad_scale, [1.0, 2.0], rtol=1e-6)
     np.testing.assert_array_equal(updates["b"], 1.0)
+
+
+def test_layers_may_be_a_tree_that_is_callable() -> None:
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass
+    class Linear:
+        kernel: Any
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return x @ self.kernel
+
+    tx = stablegrad(layers=Linear(LayerAxes(1)))
+    assert tx.init(Linear(jnp.ones((3, 4)))).grad_scale.shape == (3,)

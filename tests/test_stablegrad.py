@@ -113,6 +113,21 @@ def test_agrees_with_the_oracle_when_every_number_is_a_constant(
     assert_matches(update, Oracle(MIXED_AXES, reference, decay, balance, delayed))
 
 
+@pytest.mark.parametrize("size", [1e-37, 1e37, float(np.finfo(np.float32).max)])
+@pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
+def test_a_steady_gradient_keeps_its_scale_at_the_ends_of_the_range(
+    size: float, balance: float
+) -> None:
+    signs = np.where(np.arange(12).reshape(4, 3) % 2, -1, 1)
+    grads = {"kernel": (size * signs).astype(np.float32)}
+    tx = stablegrad(decay=0.9, balance=balance)
+    update, state = jax.jit(tx.update), tx.init(grads)
+    for _ in range(STEPS):
+        updates, state = update(grads, state)
+    np.testing.assert_allclose(state.grad_scale, [size], rtol=1e-5)
+    np.testing.assert_allclose(updates["kernel"], signs, rtol=1e-5)
+
+
 def test_init_is_zeros_of_the_documented_shape_and_dtype() -> None:
     params = {name: jnp.ones(shape) for name, (shape, _) in MIXED.items()}
     state = stablegrad(layers=MIXED_LAYERS).init(params)

@@ -169,6 +169,42 @@ def test_shard_map_on_averaged_gradients_equals_one_device(delayed: bool) -> Non
     )
 
 
+@pytest.mark.parametrize("delayed", [False, True])
+def test_shard_map_on_each_devices_own_gradients_equals_one_update_a_device(delayed: bool) -> None:
+    tx = stablegrad(decay=0.5, balance=0.5, delayed=delayed)
+    per_device = [normal(SMALL, seed) for seed in range(4)]
+    stack = jax.tree.map(lambda *leaves: np.stack(leaves), *per_device)
+    spec = PartitionSpec(("data", "model"))
+
+    def two_steps(grads: Tree) -> Any:
+        own = jax.tree.map(lambda g: g[0], grads)
+        _, state = tx.update(own, tx.init(own))  # the state does not vary over devices yet
+        return jax.tree.map(lambda x: x[None], tx.update(own, state))
+
+    mapped = jax.jit(jax.shard_map(two_steps, mesh=mesh(), in_specs=spec, out_specs=spec))
+    got, want = mapped(stack), [two_steps(jax.tree.map(lambda g: g[None], g)) for g in per_device]
+    want = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *want)
+    chex.assert_trees_all_close(jax.device_get(got), jax.device_get(want), rtol=1e-5)
+
+
+@pytest.mark.parametrize("flag", ["jax_debug_nans", "jax_debug_infs"])
+@pytest.mark.parametrize("delayed", [False, True])
+def test_healthy_and_dead_layers_make_no_passing_nan_or_inf(flag: str, delayed: bool) -> None:
+    tx = stablegrad("prediction", decay=0.5, balance=0.5, delayed=delayed)
+    grads = normal(SMALL)
+    grads["bias"] *= 0
+    grads["kernel"] *= 1e30
+    before = getattr(jax.config, flag)
+    jax.config.update(flag, True)
+    try:
+        state = tx.init(grads)
+        for _ in range(2):
+            updates, state = tx.update(grads, state, prediction_grad=grads["stack"])
+    finally:
+        jax.config.update(flag, before)
+    chex.assert_tree_all_finite(updates)
+
+
 @pytest.mark.standard_promotion
 def test_partitioned_params_and_gradients_give_the_same_and_a_replicated_state() -> None:
     tx = optax.chain(stablegrad("prediction", decay=0.5, balance=0.5), optax.adam(1e-2))
