@@ -1,0 +1,1 @@
+"""Experiments and cost measurements. Not part of the installed package."""

@@ -1,0 +1,1 @@
+"""Physics-informed networks: problems, networks, optimizer arms and the training loop."""
