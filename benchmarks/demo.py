@@ -286,7 +286,8 @@ def notes(histories: Sequence[History]) -> str:
         f"Time: of all seeds, without compilation (another {compiling:.0f} s in all). CPU: the "
         "same summed over cores, per step, which other programs disturb less.",
     ]
-    if not any(history.num_solved for history in histories):
+    complete = all(history.steps == history.setup.steps for history in histories)
+    if complete and not any(history.num_solved for history in histories):
         lines.append("No seed solved it: this budget is too small; --steps gives it more.")
     return "\n".join(lines)
 
@@ -337,7 +338,7 @@ def draw_fields(figure: SubFigure, histories: Sequence[History]) -> None:
     images = [show(axes[0, 0], reference, "reference", **field_colours)]
     for column, (history, seed) in enumerate(zip(histories, seeds, strict=True)):
         name = f"{history.arm.label}{_progress_note(history)}"
-        error = f"seed {history.seeds[seed]}: rel. L2 {history.final_error[seed]:.3f}"
+        error = f"seed {history.seeds[seed]}: rel. L2 {history.final_error[seed]:.2g}"
         show(axes[0, column + 1], fields[column], name, **field_colours)
         images.append(show(axes[1, column + 1], errors[column], error, **error_colours))
 
@@ -387,6 +388,7 @@ def draw_curves(figure: SubFigure, histories: Sequence[History]) -> None:
         ax.set_xlabel("step")
     for ax in (start, end):
         ax.set_xlabel("layer, input to output")
+        ax.xaxis.get_major_locator().set_params(integer=True)
     handles = [
         *(
             loss.plot([], [], label=history.arm.label, **_style(history))[0]

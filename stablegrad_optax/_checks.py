@@ -25,8 +25,8 @@ def check_options(reference: Any, decay: Any, balance: Any, delayed: Any, layers
         )
     if not 0 <= _concrete("decay", decay, 0.0) < 1:
         raise ValueError(
-            f"stablegrad: decay must be in [0, 1), got {decay}. (In bfloat16 0.999 is 1: give "
-            "optax.inject_hyperparams a hyperparam_dtype=jnp.float32.)"
+            f"stablegrad: decay must be in [0, 1), got {decay}, after rounding to its dtype. (In "
+            "bfloat16 0.999 is 1: give optax.inject_hyperparams a hyperparam_dtype=jnp.float32.)"
         )
     if not 0 <= _concrete("balance", balance, 0.0) <= 1:
         raise ValueError(
@@ -43,8 +43,14 @@ def check_options(reference: Any, decay: Any, balance: Any, delayed: Any, layers
         )
 
 
-def check_state(shape: tuple[int, ...], layout: Layout) -> None:
-    """Raise if a state's vector of scales does not fit the layers of the gradients."""
+def check_state(state: Any, layout: Layout) -> None:
+    """Raise if a state is not one of this transform, or was made for other layers."""
+    shape = getattr(getattr(state, "grad_scale", None), "shape", None)
+    if shape is None:
+        raise ValueError(
+            f"stablegrad: the state must be a StableGradState, got {type(state).__name__}: make "
+            "one with init(params) of this transform."
+        )
     if shape != (layout.num_layers,):
         raise ValueError(
             f"stablegrad: the state has scales of shape {shape}, but the gradients have "
@@ -55,7 +61,7 @@ def check_state(shape: tuple[int, ...], layout: Layout) -> None:
 
 def check_prediction_grad(prediction_grad: Any) -> None:
     """Raise if there is no prediction gradient to take the reference from."""
-    if not jax.tree.leaves(prediction_grad):
+    if not any(np.size(leaf) for leaf in jax.tree.leaves(prediction_grad)):
         raise ValueError(
             f"stablegrad: reference='prediction' needs the prediction gradient, got "
             f"prediction_grad={prediction_grad!r}. Take it from "
@@ -65,13 +71,14 @@ def check_prediction_grad(prediction_grad: Any) -> None:
 
 
 def _concrete(name: str, value: Any, valid: float) -> float:
-    """The number to check; ``valid`` in place of a traced one."""
+    """The number to check, as the arithmetic will see it; ``valid`` in place of a traced one."""
     if isinstance(value, Tracer):
         return valid
     is_number = isinstance(value, int | float | np.number | np.ndarray | jax.Array)
-    if isinstance(value, bool) or not is_number or np.ndim(value) != 0:
+    if not is_number or np.ndim(value) != 0 or np.asarray(value).dtype.kind not in "iufV":
         raise TypeError(
             f"stablegrad: {name} must be a real number, got {value!r}. (For a schedule, wrap the "
             "transform: optax.inject_hyperparams(stablegrad, static_args=('layers',)).)"
         )
-    return float(value)
+    with np.errstate(over="ignore"):
+        return float(np.asarray(value).astype(jax.dtypes.canonicalize_dtype(float)))

@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 
-from stablegrad_optax._checks import check_state
 from stablegrad_optax._layers import LayerRule, layout_of, per_leaf
 from stablegrad_optax._stablegrad import StableGradState
 
@@ -58,7 +57,13 @@ def layer_scales(
         )
     (state,) = states
     layout = layout_of(layers, params)
-    check_state(state.grad_scale.shape, layout)
+    if state.grad_scale.shape != (layout.num_layers,):
+        raise ValueError(
+            f"layer_scales: opt_state has scales of shape {state.grad_scale.shape}, but params and "
+            f"layers make {layout.num_layers} layers. Give the same layers as stablegrad got; for "
+            "optax.masked or optax.partition, params with None in place of the leaves that are not "
+            "its own; for a batch of states, jax.vmap(lambda s: layer_scales(s, params)).",
+        )
     return {
         leaf.path: scale.reshape(leaf.layer_shape)
         for leaf, scale in zip(layout.scaled, layout.split(state.grad_scale), strict=True)

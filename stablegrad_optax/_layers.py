@@ -14,6 +14,7 @@ import optax
 
 PyTree = Any
 Path = tuple[Any, ...]
+Keys = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -150,7 +151,7 @@ def stacked(pattern: str, rule: LayerRule = per_leaf) -> LayerRule:
     Args:
       pattern: Regular expression, searched for (``re.search``) in the leaf's path:
         ``jax.tree_util.keystr(path, simple=True, separator="/")``, such as
-        ``"decoder/layers/mlp/kernel"``.
+        ``"decoder/layers/mlp/kernel"``. Paths in a ``flax.nnx.State`` may end in ``/value``.
       rule: The rule for one slice and for the leaves that do not match. Rules nest, for leaves
         stacked along several leading axes.
 
@@ -184,7 +185,7 @@ def stacked(pattern: str, rule: LayerRule = per_leaf) -> LayerRule:
 
     def stacked_rule(params: PyTree) -> PyTree:
         def is_stacked(path: Path, leaf: Any) -> bool:
-            return regex.search(_name(path)) is not None
+            return regex.search(_joined(_keys(path))) is not None
 
         def one_slice(path: Path, leaf: Any, is_stacked: bool) -> Any:
             if not is_stacked:
@@ -192,8 +193,8 @@ def stacked(pattern: str, rule: LayerRule = per_leaf) -> LayerRule:
             shape, dtype = _shape_and_dtype(leaf)
             if not shape:
                 raise ValueError(
-                    f"stacked({pattern!r}): the leaf {_name(path)!r} is a scalar and has no axis 0 "
-                    "to hold layers; make the pattern more specific."
+                    f"stacked({pattern!r}): the leaf {_joined(_keys(path))!r} is a scalar and has "
+                    "no axis 0 to hold layers; make the pattern more specific."
                 )
             return jax.ShapeDtypeStruct(shape[1:], dtype)
 
@@ -287,37 +288,39 @@ def layout_of(layers: PyTree | LayerRule, tree: PyTree) -> Layout:
     is_tree = any(isinstance(leaf, LayerAxes) for leaf in jax.tree.leaves(layers))
     axes_tree = layers(tree) if callable(layers) and not is_tree else layers
     axes_of = {
-        _name(path): axes
+        _keys(path): axes
         for path, axes in jax.tree_util.tree_flatten_with_path(axes_tree, is_leaf=_is_none)[0]
     }
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    layout = Layout(tuple(_leaf_layout(_name(path), leaf, axes_of) for path, leaf in leaves))
+    layout = Layout(tuple(_leaf_layout(_keys(path), leaf, axes_of) for path, leaf in leaves))
 
     # A None or MaskedNode in the tree stands for what `layers` may still name.
-    names = {_name(path) for path, _ in leaves}
+    known = {_keys(path) for path, _ in leaves}
     holes = {
-        _name(path)
+        _keys(path)
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_hole)[0]
         if _is_hole(leaf)
     }
-    for path, axes in axes_of.items():
-        in_hole = any(path == hole or path.startswith(f"{hole}/") for hole in holes)
-        if axes is not None and path not in names and not in_hole:
+    for keys, axes in axes_of.items():
+        if axes is None or keys in known:
+            continue
+        if not any(keys[:length] in holes for length in range(len(keys) + 1)):
             raise ValueError(
-                f"layers has {axes} at {path!r}, where the gradients have no leaf; "
-                f"they have {', '.join(map(repr, sorted(names))) or 'none at all'}."
+                f"layers has {axes} at {_joined(keys)!r}, where the gradients have no leaf; they "
+                f"have {', '.join(repr(_joined(keys)) for keys in sorted(known)) or 'none at all'}."
             )
     return layout
 
 
-def _leaf_layout(path: str, leaf: Any, axes_of: dict[str, Any]) -> LeafLayout | None:
+def _leaf_layout(keys: Keys, leaf: Any, axes_of: dict[Keys, Any]) -> LeafLayout | None:
     """The layers of one leaf, checked against its shape and dtype."""
-    if path not in axes_of:
+    path = _joined(keys)
+    if keys not in axes_of:
         raise ValueError(
             f"layers has no entry for the leaf {path!r}: give it a LayerAxes, or None to leave it "
             "alone."
         )
-    axes = axes_of[path]
+    axes = axes_of[keys]
     if axes is None:
         return None
     shape, dtype = _shape_and_dtype(leaf)
@@ -352,8 +355,13 @@ def _shape_and_dtype(leaf: Any) -> tuple[tuple[int, ...], Any]:
     return (), jnp.result_type(leaf)
 
 
-def _name(path: Path) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+def _keys(path: Path) -> Keys:
+    """A path as its names, by which trees of different containers can be compared."""
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def _joined(keys: Keys) -> str:
+    return "/".join(keys)
 
 
 def _is_none(leaf: Any) -> bool:

@@ -44,8 +44,9 @@ def prediction_value_and_grad(
       ``(value, (predict_aux, loss_aux))``.
 
     Raises:
-      TypeError: The loss is not a real scalar, or something to differentiate by is not floating;
-        ``predict`` or ``loss`` is not callable.
+      TypeError: ``predict`` or ``loss`` is not callable; the loss is not a real scalar, or the
+        prediction has a part that is not floating (as it has if ``predict`` gives an aux and
+        ``predict_has_aux`` is not set).
 
     Example:
       >>> import jax.numpy as jnp, optax

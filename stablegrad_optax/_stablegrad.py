@@ -85,9 +85,10 @@ def stablegrad(
         all layers the pooled scale and keeps their proportions.
       delayed: If True, the gains come from :math:`s_{l,t-1}`, so that this step's statistic can be
         taken in the same pass over the gradient as the base optimizer's work. A layer seen for the
-        first time uses its own statistic. A gradient that grows by some factor in one step leaves
-        that much larger; one that comes back after many all-zero steps, by which the scale has
-        decayed, can be large without bound.
+        first time uses its own statistic; as long as there is one that was never seen, every step
+        takes the statistic twice, so leave alone (None) what never gets a gradient. A gradient that
+        grows by some factor in one step leaves that much larger; one that comes back after many
+        all-zero steps, by which the scale has decayed, can be large without bound.
       layers: What a layer is: a function of params such as :func:`per_leaf`, :func:`weights_only`
         or :func:`stacked`, or a pytree of ``LayerAxes | None`` that matches the params. A function
         is also called on the gradients, so it may look at paths, shapes and dtypes only.
@@ -137,7 +138,7 @@ def stablegrad(
     ) -> tuple[PyTree, StableGradState]:
         del params, extra
         layout = layout_of(layers, updates)
-        check_state(state.grad_scale.shape, layout)
+        check_state(state, layout)
 
         def next_grad_scale() -> jax.Array:
             return _running(state.grad_scale, layer_statistic(updates, layout), decay)

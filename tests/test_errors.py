@@ -25,6 +25,8 @@ from stablegrad_optax import (
 BAD: list[tuple[str, Any]] = [
     *[("reference", v) for v in (0.0, -1.0, np.nan, np.inf, "predictions", None, [1.0], 1j)],
     *[("reference", v) for v in (np.float32(0), np.ones(3), np.float64(-2), {"a": 1.0})],
+    *[("reference", v) for v in (1e-50, 1e39, 10**400, np.array("a"), np.bool_(True))],
+    *[("decay", v) for v in (1 - 1e-9, np.complex64(0))],  # the first is 1 in float32
     *[("decay", v) for v in (-0.1, 1.0, 1.5, np.nan, np.inf, "0.9", None, [0.5], np.ones(2))],
     *[("balance", v) for v in (-0.1, 1.01, np.nan, "1", None, [0.5], np.float32(2), 1j)],
     *[("delayed", v) for v in (1, 0, None, "yes", 0.5)],
@@ -155,6 +157,18 @@ def test_a_state_of_other_params_names_init() -> None:
         tx.update(normal(SMALL), state)
     with pytest.raises(ValueError, match="init"):
         jax.jit(tx.update)(normal(SMALL), state)
+
+
+def test_a_state_of_another_transform_names_init() -> None:
+    grads = normal(SMALL)
+    with pytest.raises(ValueError, match="init"):
+        stablegrad().update(grads, optax.adam(1e-3).init(grads))
+
+
+def test_an_empty_prediction_gradient_is_as_good_as_none() -> None:
+    tx, grads = stablegrad("prediction"), normal(SMALL)
+    with pytest.raises(ValueError, match="prediction_value_and_grad"):
+        tx.update(grads, tx.init(grads), prediction_grad=jnp.zeros(0))
 
 
 MISFITS: list[tuple[Any, str]] = [

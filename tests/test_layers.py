@@ -205,3 +205,8 @@ def test_layers_may_be_a_tree_that_is_callable() -> None:
 
     tx = stablegrad(layers=Linear(LayerAxes(1)))
     assert tx.init(Linear(jnp.ones((3, 4)))).grad_scale.shape == (3,)
+
+
+def test_a_slash_in_a_key_does_not_confuse_two_leaves() -> None:
+    params = {"a/b": jnp.ones(4), "a": {"b": jnp.ones((4, 3))}}
+    assert stablegrad().init(params).grad_scale.shape == (2,)

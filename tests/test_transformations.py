@@ -187,6 +187,12 @@ def test_shard_map_on_each_devices_own_gradients_equals_one_update_a_device(dela
     chex.assert_trees_all_close(jax.device_get(got), jax.device_get(want), rtol=1e-5)
 
 
+def test_no_rank_is_promoted_silently() -> None:
+    tx, grads = stablegrad("prediction", balance=0.5, delayed=True), normal(SMALL)
+    with jax.numpy_rank_promotion("raise"):
+        jax.jit(tx.update)(grads, tx.init(grads), prediction_grad=grads["stack"])
+
+
 @pytest.mark.parametrize("flag", ["jax_debug_nans", "jax_debug_infs"])
 @pytest.mark.parametrize("delayed", [False, True])
 def test_healthy_and_dead_layers_make_no_passing_nan_or_inf(flag: str, delayed: bool) -> None:
