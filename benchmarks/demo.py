@@ -63,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             interrupted = True
     if histories:
         finished = list(histories.values())
-        console.print(table(finished), notes(finished), sep="\n\n")
+        console.print(table(finished))
+        console.print(f"\n{notes(finished)}")
         picture(finished).savefig(options.out, dpi=150)
         console.print(f"\nPicture: {options.out}\nAgain: {command(options)}", soft_wrap=True)
     return 130 if interrupted else 0
