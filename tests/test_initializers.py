@@ -130,3 +130,14 @@ def test_a_deep_network_keeps_the_scale_of_its_signal(fn: Callable[..., Any]) ->
         weights = init(jax.random.key(layer + 1), (256, 256))
         signal = fn(signal) @ weights
     assert float(jnp.sqrt(jnp.mean(signal**2))) == pytest.approx(1.0, rel=0.5)
+
+
+@pytest.mark.parametrize(("fn", "lowest", "highest"), [(jax.nn.relu, 1, 1), (jnp.tanh, 1.17, 1.18)])
+def test_gradient_variance_changes_by_gain_squared_times_that_of_the_slope(
+    fn: Callable[..., Any], lowest: float, highest: float
+) -> None:
+    """What the docstring of activation_aware says of relu and tanh."""
+    z, weights = np.polynomial.hermite_e.hermegauss(128)
+    slope = np.asarray(jax.vmap(jax.grad(fn))(jnp.asarray(z, jnp.float32)), np.float64)
+    factor = activation_gain(fn) ** 2 * np.sum(weights * slope**2) / np.sum(weights)
+    assert lowest - 1e-5 <= factor <= highest + 1e-5

@@ -8,6 +8,7 @@ from typing import Any
 
 import chex
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -185,6 +186,14 @@ def test_shard_map_on_each_devices_own_gradients_equals_one_update_a_device(dela
     got, want = mapped(stack), [two_steps(jax.tree.map(lambda g: g[None], g)) for g in per_device]
     want = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *want)
     chex.assert_trees_all_close(jax.device_get(got), jax.device_get(want), rtol=1e-5)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "rocm", "tpu"])
+@pytest.mark.parametrize("delayed", [False, True])
+def test_lowers_for_every_platform(platform: str, delayed: bool) -> None:
+    tx, grads = stablegrad(balance=0.5, delayed=delayed), normal(SMALL)
+    exported = jax.export.export(jax.jit(tx.update), platforms=[platform])
+    assert exported(grads, tx.init(grads)).platforms == (platform,)
 
 
 def test_no_rank_is_promoted_silently() -> None:

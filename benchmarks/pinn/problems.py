@@ -62,8 +62,7 @@ def value_and_derivatives(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The value and the first and second derivatives along one coordinate.
 
-    Nested forward mode. On a CPU it was measured to be as fast as a hand-written propagation of
-    derivatives through the layers, and as fast as or faster than ``jax.experimental.jet``.
+    Nested forward mode; the value comes out of the same pass.
     """
     direction = _direction(points, axis)
 

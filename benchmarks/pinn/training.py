@@ -25,7 +25,7 @@ LONGEST_CHUNK = 200
 class Setup:
     """What a run is, apart from its arm, learning rate and seeds.
 
-    The defaults are what two CPU cores train with five arms in about a minute and a half.
+    The defaults are sized for the demo: all its arms within its four minutes on two CPU cores.
 
     Attributes:
         problem: The PDE.
