@@ -163,8 +163,8 @@ def stablegrad(
 def _running(scale: jax.Array, statistic: jax.Array, decay: Numeric) -> jax.Array:
     """The running scale after a step; as it was where the statistic is not finite."""
     d, statistic = jnp.asarray(decay, scale.dtype), statistic.astype(scale.dtype)
-    # At the ends of the range (1 - d) * statistic would be flushed to 0, or the sum rounded up to
-    # infinity.
+    # At the low end of the range (1 - d) * statistic would be flushed to 0; at the high end the sum
+    # may overflow, since XLA adds before it multiplies where d is 1 - d.
     larger = jnp.maximum(scale, statistic)
     unit = jnp.where(larger < 2**-60, 2**-60, 1).astype(scale.dtype)
     mean = (d * (scale / unit) + (1 - d) * (statistic / unit)) * unit

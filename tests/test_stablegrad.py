@@ -128,6 +128,16 @@ def test_a_steady_gradient_keeps_its_scale_at_the_ends_of_the_range(
     np.testing.assert_allclose(updates["kernel"], signs, rtol=1e-5)
 
 
+@pytest.mark.parametrize("decay", [1e-7, 0.1, 1 / 3, 0.5, 0.9, 0.999, 1 - 2**-24])
+def test_the_largest_gradient_there_is_does_not_bring_infinity_into_the_state(decay: float) -> None:
+    grads = {"kernel": np.full((3, 2), np.finfo(np.float32).max)}
+    tx = stablegrad(decay=decay)
+    update, state = jax.jit(tx.update), tx.init(grads)
+    for _ in range(STEPS):
+        _, state = update(grads, state)
+    np.testing.assert_allclose(state.grad_scale, [np.finfo(np.float32).max], rtol=1e-4)
+
+
 def test_init_is_zeros_of_the_documented_shape_and_dtype() -> None:
     params = {name: jnp.ones(shape) for name, (shape, _) in MIXED.items()}
     state = stablegrad(layers=MIXED_LAYERS).init(params)
