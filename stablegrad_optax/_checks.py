@@ -10,7 +10,9 @@ from jax.core import Tracer
 from stablegrad_optax._layers import Layout
 
 
-def check_options(reference: Any, decay: Any, balance: Any, delayed: Any, layers: Any) -> None:
+def check_options(
+    reference: Any, decay: Any, balance: Any, fade_below: Any, delayed: Any, layers: Any
+) -> None:
     """Raise for options of the wrong kind or out of range; traced numbers pass."""
     if isinstance(reference, str):
         if reference != "prediction":
@@ -32,6 +34,12 @@ def check_options(reference: Any, decay: Any, balance: Any, delayed: Any, layers
         raise ValueError(
             f"stablegrad: balance must be in [0, 1], got {balance}: 1 gives every layer its own "
             "scale, 0 gives all layers the pooled one."
+        )
+    if not 0 <= _concrete("fade_below", fade_below, 0.0) <= 1:
+        raise ValueError(
+            f"stablegrad: fade_below must be in [0, 1], got {fade_below}: it is the fraction of "
+            "its peak that every layer's scale is below when the reference starts to fade; 0 keeps "
+            "the reference, 1 lets it fall with the gradient from the start."
         )
     if not isinstance(delayed, bool):
         raise TypeError(f"stablegrad: delayed must be True or False, got {delayed!r}.")

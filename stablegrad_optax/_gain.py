@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stablegrad_optax._arithmetic import quotient
 from stablegrad_optax._layers import Layout, LeafLayout
 
 PyTree = Any
@@ -29,15 +30,17 @@ def gain_of(
     limits = jnp.finfo(scale.dtype)
     exact = jnp.minimum(jnp.where(seen, own**b * pooled ** (1 - b), 1), limits.max)
     # XLA may multiply by the reciprocal, and flushes one below the normal range to 0.
-    divisor = jnp.minimum(exact, 1 / limits.tiny)
-    return Gain(jnp.where(seen, reference_scale, 1) * (divisor / exact), divisor)
+    largest = jnp.asarray(1 / limits.tiny, scale.dtype)
+    beyond = exact > largest
+    rest = jnp.where(beyond, largest / jnp.where(beyond, exact, largest), 1)
+    return Gain(jnp.where(seen, reference_scale, 1) * rest, jnp.minimum(exact, largest))
 
 
 def _pooled_scale(scale: jax.Array, entries: np.ndarray) -> jax.Array:
     """Root mean square of the scales over all entries, [], in units of the largest of them."""
     largest = jnp.max(scale, initial=0)
     seen = largest > 0
-    unit = jnp.where(seen, largest, 1)
+    unit = jax.lax.stop_gradient(jnp.where(seen, largest, 1))  # it cancels
     share = jnp.asarray(entries / max(entries.sum(), 1), scale.dtype)
     mean_square = jnp.sum(share * (scale / unit) ** 2)
     return unit * jnp.sqrt(jnp.where(seen, mean_square, 1))
@@ -64,5 +67,5 @@ def _times(gradient: jax.Array, multiplier: jax.Array, divisor: jax.Array) -> ja
         parts = (jnp.real(gradient), jnp.imag(gradient))
         return jax.lax.complex(*(_times(part, multiplier, divisor) for part in parts))
     wide = max(gradient.dtype, divisor.dtype, key=lambda dtype: jnp.finfo(dtype).bits)
-    update = gradient.astype(wide) / divisor.astype(wide) * multiplier.astype(wide)
+    update = quotient(gradient.astype(wide), divisor.astype(wide)) * multiplier.astype(wide)
     return update.astype(gradient.dtype)

@@ -22,6 +22,7 @@ def stablegrad_sgd(
     reference: Numeric | Literal["prediction"] = 1.0,
     decay: Numeric = 0.9,
     balance: Numeric = 1.0,
+    fade_below: Numeric = 2**-23,
     delayed: bool = False,
     layers: PyTree | LayerRule = per_leaf,
 ) -> optax.GradientTransformationExtraArgs:
@@ -32,7 +33,8 @@ def stablegrad_sgd(
 
     with :math:`g'` the gradient after :func:`stablegrad`, and state of half of Adam's size. Every
     gain counts here. With a fixed reference the step does not shrink with the gradient: let the
-    learning rate decay, or use ``reference="prediction"``.
+    learning rate decay, give ``fade_below=1``, or use ``reference="prediction"``. With ``delayed``,
+    chain ``stablegrad(delayed=True)``, ``optax.clip(10.0)`` and ``optax.sgd`` instead.
 
     Args:
       learning_rate: As ``optax.sgd``.
@@ -42,6 +44,7 @@ def stablegrad_sgd(
       reference: As :func:`stablegrad`.
       decay: As :func:`stablegrad`.
       balance: As :func:`stablegrad`.
+      fade_below: As :func:`stablegrad`.
       delayed: As :func:`stablegrad`.
       layers: As :func:`stablegrad`.
 
@@ -61,7 +64,14 @@ def stablegrad_sgd(
       StableGrad, `arXiv:2605.19856 <https://arxiv.org/abs/2605.19856>`_.
     """
     return optax.chain(
-        stablegrad(reference, decay=decay, balance=balance, delayed=delayed, layers=layers),
+        stablegrad(
+            reference,
+            decay=decay,
+            balance=balance,
+            fade_below=fade_below,
+            delayed=delayed,
+            layers=layers,
+        ),
         optax.sgd(learning_rate, momentum, nesterov, accumulator_dtype),
     )
 
@@ -78,6 +88,7 @@ def stablegrad_adam(
     reference: Numeric | Literal["prediction"] = 1.0,
     decay: Numeric = 0.9,
     balance: Numeric = 1.0,
+    fade_below: Numeric = 2**-23,
     delayed: bool = False,
     layers: PyTree | LayerRule = per_leaf,
 ) -> optax.GradientTransformationExtraArgs:
@@ -102,6 +113,7 @@ def stablegrad_adam(
       reference: As :func:`stablegrad`.
       decay: As :func:`stablegrad`.
       balance: As :func:`stablegrad`.
+      fade_below: As :func:`stablegrad`.
       delayed: As :func:`stablegrad`.
       layers: As :func:`stablegrad`.
 
@@ -122,7 +134,14 @@ def stablegrad_adam(
       `arXiv:1412.6980 <https://arxiv.org/abs/1412.6980>`_.
     """
     return optax.chain(
-        stablegrad(reference, decay=decay, balance=balance, delayed=delayed, layers=layers),
+        stablegrad(
+            reference,
+            decay=decay,
+            balance=balance,
+            fade_below=fade_below,
+            delayed=delayed,
+            layers=layers,
+        ),
         optax.adam(learning_rate, b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
     )
 
@@ -141,6 +160,7 @@ def stablegrad_adamw(
     reference: Numeric | Literal["prediction"] = 1.0,
     decay: Numeric = 0.9,
     balance: Numeric = 1.0,
+    fade_below: Numeric = 2**-23,
     delayed: bool = False,
     layers: PyTree | LayerRule = per_leaf,
 ) -> optax.GradientTransformationExtraArgs:
@@ -166,6 +186,7 @@ def stablegrad_adamw(
       reference: As :func:`stablegrad`.
       decay: As :func:`stablegrad`.
       balance: As :func:`stablegrad`.
+      fade_below: As :func:`stablegrad`.
       delayed: As :func:`stablegrad`.
       layers: As :func:`stablegrad`.
 
@@ -186,7 +207,14 @@ def stablegrad_adamw(
       `arXiv:1711.05101 <https://arxiv.org/abs/1711.05101>`_.
     """
     return optax.chain(
-        stablegrad(reference, decay=decay, balance=balance, delayed=delayed, layers=layers),
+        stablegrad(
+            reference,
+            decay=decay,
+            balance=balance,
+            fade_below=fade_below,
+            delayed=delayed,
+            layers=layers,
+        ),
         optax.adamw(
             learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, mask, nesterov=nesterov
         ),

@@ -1,6 +1,5 @@
 """The StableGrad transform: gradient, statistic, running scale, gain, update."""
 
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -10,6 +9,8 @@ import optax
 from stablegrad_optax._checks import check_options, check_prediction_grad, check_state
 from stablegrad_optax._gain import apply_gain, gain_of
 from stablegrad_optax._layers import LayerRule, layout_of, per_leaf
+from stablegrad_optax._reference import faded
+from stablegrad_optax._running import known, peak, running
 from stablegrad_optax._statistics import layer_statistic, population_statistic, statistic_dtype
 
 PyTree = Any
@@ -19,13 +20,16 @@ Numeric = float | jax.Array
 class StableGradState(NamedTuple):
     r"""State of :func:`stablegrad`: the running scales, and all that a checkpoint holds of it.
 
-    One vector of :math:`s_{l,t}` and the scalar :math:`r_t`, in units of the gradient and of the
-    reference. Both are 0 before anything has been seen.
+    The vectors :math:`s_{l,t}` and :math:`p_{l,t}` in units of the gradient, and the scalar
+    :math:`r_t` in units of the reference. All are 0 before anything has been seen.
 
     Args:
       grad_scale: float32[num_layers] (float64 for float64 params), the running scale of each layer,
         in tree order and, within a leaf, row-major over the axes that index its layers.
       reference_scale: The same dtype, shape [], the reference of the last step.
+      peak_scale: Like ``grad_scale``, the largest scale of each layer so far that two steps in a
+        row agree on. None, as with ``reference="prediction"``: no peaks are kept and the reference
+        does not fade.
 
     Raises:
       Nothing.
@@ -37,11 +41,12 @@ class StableGradState(NamedTuple):
       Array([0., 0.], dtype=float32)
 
     References:
-      StableGrad, `arXiv:2605.19856 <https://arxiv.org/abs/2605.19856>`_.
+      StableGrad, `arXiv:2605.19856 <https://arxiv.org/abs/2605.19856>`_; the peaks are ours.
     """
 
     grad_scale: jax.Array
     reference_scale: jax.Array
+    peak_scale: PyTree = None  # an array or None, which optax's type of a state has no place for
 
 
 def stablegrad(
@@ -49,6 +54,7 @@ def stablegrad(
     *,
     decay: Numeric = 0.9,
     balance: Numeric = 1.0,
+    fade_below: Numeric = 2**-23,
     delayed: bool = False,
     layers: PyTree | LayerRule = per_leaf,
 ) -> optax.GradientTransformationExtraArgs:
@@ -64,10 +70,18 @@ def stablegrad(
         \bar s_t &= \sqrt{\textstyle\sum_l n_l s_{l,t}^2 \big/ \sum_l n_l} \\
         g'_{l,t} &= g_{l,t} \,\big/\, (s_{l,t}^{\,b}\; \bar s_t^{\,1-b}) \cdot r_t
 
-    with :math:`d` = ``decay``, :math:`b` = ``balance`` and :math:`r_t` = ``reference``. There is no
-    eps: a layer whose scale is 0 has an all-zero gradient, and its gain is 1. A gradient that is
-    not finite leaves its layer's scale as it was and shows in that layer's update, for
-    ``optax.apply_if_finite`` or another guard behind it.
+    with :math:`d` = ``decay`` and :math:`b` = ``balance``. The reference :math:`r_t` is
+    ``reference`` until the gradients of all layers have fallen below :math:`f` = ``fade_below`` of
+    their peaks :math:`p_l`; from there on it fades with the layer that fell least:
+
+    .. math::
+        p_{l,t} = \max\bigl(p_{l,t-1},\, \min(s_{l,t-1}, \sigma_{l,t})\bigr),\qquad
+        r_t = \texttt{reference} \cdot
+            \min\bigl(1,\; \max_l s_{l,t} / p_{l,t-1} \,/\, f\bigr)
+
+    There is no eps: a layer whose scale is 0 has an all-zero gradient, and its gain is 1. A
+    gradient that is not finite leaves its layer's scale as it was and shows in that layer's update,
+    for ``optax.apply_if_finite`` or another guard around it.
 
     What this can do for Adam: a gain that is constant in time only rescales Adam's eps. It is the
     *movement* of the gains that counts, the common decay and the spikes they take out. With SGD
@@ -78,17 +92,25 @@ def stablegrad(
         ``"prediction"`` for the running scale, by the same recurrence, of the prediction gradient:
         then ``update`` takes ``prediction_grad``, a pytree whose entries are pooled into one
         standard deviation, as :func:`prediction_value_and_grad` gives it. With a fixed reference
-        the update does not shrink with the loss: the learning rate must.
+        the update does not shrink with the loss: ``fade_below`` or the learning rate must see to
+        it.
       decay: :math:`d` in [0, 1), how much of the running scale each step keeps. 0 takes every
         gradient by its own scale, as the paper does.
       balance: :math:`b` in [0, 1]. 1 gives every layer its own scale, as the paper does; 0 gives
         all layers the pooled scale and keeps their proportions.
+      fade_below: :math:`f` in [0, 1]. The default :math:`2^{-23}`, the rounding of float32, keeps
+        the gains from blowing up rounding errors once there is nothing left to learn; for a network
+        that computes in bfloat16 that is :math:`2^{-8}`. 1 lets the reference fall with the
+        gradient from the start, which SGD needs to settle and Adam does not; 0 keeps it. The cost:
+        what all gradients fall by below the limit is not made up for. ``"prediction"`` falls by
+        itself and ignores it.
       delayed: If True, the gains come from :math:`s_{l,t-1}`, so that this step's statistic can be
         taken in the same pass over the gradient as the base optimizer's work. A layer seen for the
         first time uses its own statistic; as long as there is one that was never seen, every step
-        takes the statistic twice, so leave alone (None) what never gets a gradient. A gradient that
-        grows by some factor in one step leaves that much larger; one that comes back after many
-        all-zero steps, by which the scale has decayed, can be large without bound.
+        takes the statistic twice, so leave alone (None) what never gets a gradient. All-zero
+        gradients leave the scale as it was. A gradient that grows by some factor in one step leaves
+        that much larger, and with SGD grows on: put ``optax.clip(10.0)``, 10 times the reference,
+        between :func:`stablegrad` and the base optimizer.
       layers: What a layer is: a function of params such as :func:`per_leaf`, :func:`weights_only`
         or :func:`stacked`, or a pytree of ``LayerAxes | None`` that matches the params. A function
         is also called on the gradients, so it may look at paths, shapes and dtypes only.
@@ -121,12 +143,13 @@ def stablegrad(
       `arXiv:2605.19856 <https://arxiv.org/abs/2605.19856>`_; its form is ``decay=0``,
       ``reference="prediction"``, ``layers=weights_only``.
     """
-    check_options(reference, decay, balance, delayed, layers)
+    check_options(reference, decay, balance, fade_below, delayed, layers)
 
     def init_fn(params: PyTree) -> StableGradState:
         dtype = statistic_dtype(params)
         num_layers = layout_of(layers, params).num_layers
-        return StableGradState(jnp.zeros(num_layers, dtype), jnp.zeros((), dtype))
+        peak_scale = None if isinstance(reference, str) else jnp.zeros(num_layers, dtype)
+        return StableGradState(jnp.zeros(num_layers, dtype), jnp.zeros((), dtype), peak_scale)
 
     def update_fn(
         updates: PyTree,
@@ -140,45 +163,26 @@ def stablegrad(
         layout = layout_of(layers, updates)
         check_state(state, layout)
 
-        def next_grad_scale() -> jax.Array:
-            return _running(state.grad_scale, layer_statistic(updates, layout), decay)
+        def take_scale() -> tuple[jax.Array, jax.Array]:
+            statistic = layer_statistic(updates, layout)
+            before = state.grad_scale
+            return statistic, running(before, statistic, decay, keep_through_zeros=delayed)
 
-        grad_scale = next_grad_scale()
-        if isinstance(reference, str):
-            check_prediction_grad(prediction_grad)
-            statistic = population_statistic(prediction_grad)
-            reference_scale = _running(state.reference_scale, statistic, decay)
-        else:
-            reference_scale = jnp.asarray(reference, state.reference_scale.dtype)
-
+        statistic, grad_scale = take_scale()
         scale = grad_scale
         if delayed:
-            scale = _known(state.grad_scale, grad_scale, next_grad_scale)
+            scale = known(state.grad_scale, grad_scale, lambda: take_scale()[1])
+
+        if isinstance(reference, str):
+            check_prediction_grad(prediction_grad)
+            seen = population_statistic(prediction_grad)
+            reference_scale = running(state.reference_scale, seen, decay)
+        else:
+            reference_scale = faded(reference, scale, state.peak_scale, fade_below)
+
         gain = gain_of(scale, layout.entries, balance, reference_scale)
-        return apply_gain(gain, updates, layout), StableGradState(grad_scale, reference_scale)
+        peak_scale = peak(state.peak_scale, state.grad_scale, statistic)
+        new_state = StableGradState(grad_scale, reference_scale, peak_scale)
+        return apply_gain(gain, updates, layout), new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _running(scale: jax.Array, statistic: jax.Array, decay: Numeric) -> jax.Array:
-    """The running scale after a step; as it was where the statistic is not finite."""
-    d, statistic = jnp.asarray(decay, scale.dtype), statistic.astype(scale.dtype)
-    # At the low end of the range (1 - d) * statistic would be flushed to 0; at the high end the sum
-    # may overflow, since XLA adds before it multiplies where d is 1 - d.
-    larger = jnp.maximum(scale, statistic)
-    unit = jnp.where(larger < 2**-60, 2**-60, 1).astype(scale.dtype)
-    mean = (d * (scale / unit) + (1 - d) * (statistic / unit)) * unit
-    moved = jnp.where(scale == 0, statistic, jnp.where(mean > larger, larger, mean))
-    return jnp.where(jnp.isfinite(statistic), moved, scale)
-
-
-def _known(before: jax.Array, after: jax.Array, take_after: Callable[[], jax.Array]) -> jax.Array:
-    """The scales before this step, and those after it for layers seen for the first time.
-
-    A branch that takes the statistic once more, not a select: past the first step no gain then
-    waits for this step's statistic, which can ride in the pass that applies the gains.
-    """
-    before = before + jnp.zeros_like(after)  # under shard_map both branches must vary alike
-    return jax.lax.cond(
-        jnp.all(before > 0), lambda: before, lambda: jnp.where(before > 0, before, take_after())
-    )

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stablegrad_optax._arithmetic import root
 from stablegrad_optax._layers import Layout
 
 PyTree = Any
@@ -113,7 +114,7 @@ def _from_sums(sums: jax.Array, entries: np.ndarray, centered: np.ndarray) -> ja
     middle = jnp.where(has_big, 1 / unit, 1)
     small = jnp.where(has_big, 0, jnp.where(has_middle, 1 / unit, 1))
     relative = jnp.stack([jnp.ones_like(middle), middle, small]).astype(dtype)
-    norm = _root(jnp.sum((_root(squares) * relative) ** 2, axis=0))
+    norm = root(jnp.sum((root(squares) * relative) ** 2, axis=0))
     total = jnp.hypot(jnp.sum(real * relative, axis=0), jnp.sum(imaginary * relative, axis=0))
 
     mean_fraction = jnp.minimum(
@@ -122,13 +123,7 @@ def _from_sums(sums: jax.Array, entries: np.ndarray, centered: np.ndarray) -> ja
     variance_fraction = (1 - mean_fraction) * (1 + mean_fraction)
     has_std = centered & (variance_fraction > 64 * limits.eps)  # else lost in rounding
     rms = norm / root_entries * layer_unit
-    statistic = jnp.where(has_std, rms * _root(variance_fraction), rms)
+    statistic = jnp.where(has_std, rms * root(variance_fraction), rms)
     # 0 is kept for "all entries are 0": a statistic below the normal range counts as its end.
     statistic = jnp.where(norm > 0, jnp.clip(statistic, limits.tiny, limits.max), 0)
     return jnp.where(jnp.all(jnp.isfinite(squares), axis=0), statistic, jnp.nan)
-
-
-def _root(x: jax.Array) -> jax.Array:
-    """Square root whose derivative at 0 is 0, so that meta-gradients of a dead layer are finite."""
-    positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)

@@ -65,9 +65,9 @@ def statistics(
     )
 
 
-def running(before: float, now: float, decay: float) -> float:
+def running(before: float, now: float, decay: float, through_zeros: bool = False) -> float:
     """One step of the running statistic; 0 means nothing seen, and NaN is never taken in."""
-    if not math.isfinite(now):
+    if not math.isfinite(now) or (through_zeros and now == 0.0):
         return before
     return now if before == 0.0 else decay * before + (1.0 - decay) * now
 
@@ -81,9 +81,11 @@ class Oracle:
     decay: float = 0.0
     balance: float = 1.0
     delayed: bool = False
+    fade_below: float = 2.0**-23
     epsilon: float = 2.0**-23
     grad_scale: list[float] = field(default_factory=list)
     reference_scale: float = 0.0
+    peak_scale: list[float] | None = field(default_factory=list)
 
     def step(
         self, leaves: Sequence[np.ndarray], prediction_grad: Sequence[np.ndarray] = ()
@@ -91,18 +93,25 @@ class Oracle:
         """The rescaled gradients of this step, in float64 (complex128 for complex leaves)."""
         now = statistics(leaves, self.layers, self.epsilon)
         before = self.grad_scale or [0.0] * len(now)
-        self.grad_scale = [running(b, s, self.decay) for b, s in zip(before, now, strict=True)]
+        self.grad_scale = [
+            running(b, s, self.decay, self.delayed) for b, s in zip(before, now, strict=True)
+        ]
+        scales = self.grad_scale
+        if self.delayed:
+            pairs = zip(before, self.grad_scale, strict=True)
+            scales = [b if b > 0.0 else s for b, s in pairs]
+
         if isinstance(self.reference, str):
             everything = np.concatenate([np.ravel(part) for part in prediction_grad])
             seen = statistic(everything, True, self.epsilon)
             self.reference_scale = running(self.reference_scale, seen, self.decay)
         else:
-            self.reference_scale = float(self.reference)
-
-        scales = self.grad_scale
-        if self.delayed:
-            pairs = zip(before, self.grad_scale, strict=True)
-            scales = [b if b > 0.0 else s for b, s in pairs]
+            peaks = self.peak_scale or [0.0] * len(now)
+            self.reference_scale = float(self.reference) * self._fade(scales, peaks)
+            agreed = [
+                min(b, s) if math.isfinite(s) else 0.0 for b, s in zip(before, now, strict=True)
+            ]
+            self.peak_scale = [max(p, a) for p, a in zip(peaks, agreed, strict=True)]
         return self._rescale(leaves, scales)
 
     def _rescale(self, leaves: Sequence[np.ndarray], scales: list[float]) -> list[np.ndarray]:
@@ -124,6 +133,14 @@ class Oracle:
                 gains = gains[count:]
             updates.append(wide)
         return updates
+
+    def _fade(self, scales: list[float], peaks: list[float]) -> float:
+        """1, or how far below the limit even the layer is that fell least from its peak."""
+        if not any(peaks):
+            return 1.0
+        fallen = [s / p if p > 0.0 else float(s > 0.0) for s, p in zip(scales, peaks, strict=True)]
+        least = max(fallen)
+        return least / self.fade_below if least < self.fade_below else 1.0
 
     def _gain(self, scale: float, pooled: float) -> float:
         if scale == 0.0:

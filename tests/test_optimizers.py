@@ -36,6 +36,7 @@ OPTIONS: dict[str, Any] = {
     "reference": 0.5,
     "decay": 0.3,
     "balance": 0.5,
+    "fade_below": 0.25,
     "delayed": True,
     "layers": weights_only,
 }

@@ -37,7 +37,7 @@ TABLE = {
 }
 PUBLIC = sorted(set(stablegrad_optax.__all__) | TABLE)
 CLASSES = {
-    "StableGradState": ("grad_scale", "reference_scale"),
+    "StableGradState": ("grad_scale", "reference_scale", "peak_scale"),
     "LayerAxes": ("reduce", "centered"),
 }
 
@@ -172,13 +172,14 @@ def test_signatures_are_the_designs() -> None:
         "reference": 1.0,
         "decay": 0.9,
         "balance": 1.0,
+        "fade_below": 2**-23,
         "delayed": False,
         "layers": stablegrad_optax.per_leaf,
     }
     kinds = [parameter.kind for parameter in parameters.values()]
-    assert kinds == [inspect.Parameter.POSITIONAL_OR_KEYWORD, *[inspect.Parameter.KEYWORD_ONLY] * 4]
+    assert kinds == [inspect.Parameter.POSITIONAL_OR_KEYWORD, *[inspect.Parameter.KEYWORD_ONLY] * 5]
     assert issubclass(stablegrad_optax.StableGradState, tuple)
     update = inspect.signature(stablegrad_optax.stablegrad().update).parameters
     assert update["prediction_grad"].kind == inspect.Parameter.KEYWORD_ONLY
     assert isinstance(stablegrad_optax.stablegrad(), optax.GradientTransformationExtraArgs)
-    assert jax.tree.structure(stablegrad_optax.stablegrad().init({})).num_leaves == 2
+    assert jax.tree.structure(stablegrad_optax.stablegrad().init({})).num_leaves == 3

@@ -62,7 +62,8 @@ def mixed_steps(seed: int = 0) -> Iterator[tuple[dict[str, np.ndarray], dict[str
 
 
 def assert_matches(update: Callable[..., Any], oracle: Oracle) -> None:
-    state = StableGradState(jnp.zeros(MIXED_COUNT), jnp.zeros(()))
+    zeros = jnp.zeros(MIXED_COUNT)
+    state = StableGradState(zeros, jnp.zeros(()), None if oracle.peak_scale is None else zeros)
     for t, (grads, prediction) in enumerate(mixed_steps()):
         updates, state = update(grads, state, prediction)
         expected = oracle.step(list(grads.values()), list(prediction.values()))
@@ -142,11 +143,14 @@ def test_init_is_zeros_of_the_documented_shape_and_dtype() -> None:
     params = {name: jnp.ones(shape) for name, (shape, _) in MIXED.items()}
     state = stablegrad(layers=MIXED_LAYERS).init(params)
     assert isinstance(state, StableGradState)
-    assert state._fields == ("grad_scale", "reference_scale")
+    assert state._fields == ("grad_scale", "reference_scale", "peak_scale")
     assert (state.grad_scale.shape, state.grad_scale.dtype) == ((MIXED_COUNT,), jnp.float32)
     assert (state.reference_scale.shape, state.reference_scale.dtype) == ((), jnp.float32)
     assert not np.any(state.grad_scale)
     assert not np.any(state.reference_scale)
+    assert (state.peak_scale.shape, state.peak_scale.dtype) == ((MIXED_COUNT,), jnp.float32)
+    assert not np.any(state.peak_scale)
+    assert stablegrad("prediction", layers=MIXED_LAYERS).init(params).peak_scale is None
 
 
 def test_defaults_are_reference_1_decay_09_balance_1_this_step_per_leaf() -> None:

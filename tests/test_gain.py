@@ -1,0 +1,108 @@
+"""Meta-gradients: derivatives through the update, as learned learning rates need them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import SMALL, normal
+from test_statistics import enable_x64
+
+from stablegrad_optax import stablegrad
+
+STEPS = 3
+DIRECTION, WEIGHTS = normal(SMALL, seed=1), normal(SMALL, seed=2)
+OPTIONS: list[dict[str, Any]] = [
+    {"decay": 0.0},
+    {"decay": 0.5},
+    {"decay": 0.5, "balance": 0.5},
+    {"decay": 0.5, "balance": 0.0, "fade_below": 1.0},
+    {"decay": 0.5, "balance": 0.3, "delayed": True},
+]
+
+
+def meta_loss(options: dict[str, Any], size: float, dtype: Any) -> Callable[..., jax.Array]:
+    """A weighted sum of three steps' updates, of gradients that a scalar moves."""
+
+    def loss(knob: jax.Array) -> jax.Array:
+        tx, total = stablegrad(**options), jnp.zeros((), dtype)
+        grads = {k: jnp.asarray(g, dtype) for k, g in normal(SMALL).items()}
+        state = tx.init(grads)
+        for t in range(STEPS):
+            moved = {
+                k: (g / (1 + t) + knob * jnp.asarray(DIRECTION[k], dtype))
+                * jnp.asarray(size / 4.0**t, dtype)
+                for k, g in grads.items()
+            }
+            moved["bias"] = moved["bias"] * jnp.asarray(1e-3, dtype)
+            updates, state = tx.update(moved, state)
+            total += sum(jnp.sum(jnp.asarray(WEIGHTS[k], dtype) * u) for k, u in updates.items())
+        return total
+
+    return loss
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_meta_gradients_equal_finite_differences_at_any_size(options: dict[str, Any]) -> None:
+    with enable_x64():
+        exact, h = jax.jit(meta_loss(options, 1.0, jnp.float64)), 1e-5
+        want = float(exact(h) - exact(-h)) / (2 * h)
+    assert abs(want) > 0.1
+    for size in (1e-30, 1e-20, 1.0, 1e20, 1e30):
+        loss = meta_loss(options, size, jnp.float32)
+        for derivative in (jax.grad(loss), jax.jacfwd(loss)):
+            assert float(jax.jit(derivative)(jnp.float32(0.0))) == pytest.approx(want, rel=1e-3)
+
+
+def test_second_derivatives_equal_finite_differences() -> None:
+    options = {"decay": 0.5, "balance": 0.5}
+    with enable_x64():
+        slope, h = jax.jit(jax.grad(meta_loss(options, 1.0, jnp.float64))), 1e-5
+        want = float(slope(h) - slope(-h)) / (2 * h)
+    got = jax.jit(jax.grad(jax.grad(meta_loss(options, 1.0, jnp.float32))))(jnp.float32(0.0))
+    assert float(got) == pytest.approx(want, rel=1e-3)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("dead", [("kernel",), ("bias", "stack"), tuple(SMALL)])
+def test_meta_gradients_are_finite_at_zero_gradients(
+    options: dict[str, Any], dead: tuple[str, ...]
+) -> None:
+    tx = stablegrad(**options)
+
+    @jax.jit
+    @jax.grad
+    def slope(knobs: dict[str, jax.Array]) -> jax.Array:
+        grads = {k: g * knobs[k] for k, g in normal(SMALL).items()}
+        state, total = tx.init(grads), jnp.float32(0)
+        for _ in range(STEPS):
+            updates, state = tx.update(grads, state)
+            total += sum(jnp.sum(WEIGHTS[k] * u) for k, u in updates.items())
+        return total
+
+    slopes = slope({k: jnp.float32(0.0 if k in dead else 1.0) for k in SMALL})
+    assert all(np.isfinite(value) for value in slopes.values())
+
+
+def test_a_learned_learning_rate_learns() -> None:
+    """The example of the docs: the loss after an inner step, differentiated by its rate."""
+    tx = stablegrad(decay=0.0)
+    target = jnp.asarray(normal({"x": (6, 5)})["x"])
+
+    def outer(log_rate: jax.Array) -> jax.Array:
+        x = jnp.zeros_like(target)
+        state = tx.init(x)
+        for _ in range(STEPS):
+            updates, state = tx.update(x - target, state)
+            x = x - jnp.exp(log_rate) * updates
+        return jnp.mean((x - target) ** 2)
+
+    rate, loss = jnp.float32(-3.0), jax.jit(jax.value_and_grad(outer))
+    first, _ = loss(rate)
+    for _ in range(20):
+        rate -= 0.3 * loss(rate)[1]
+    assert float(loss(rate)[0]) < 0.5 * float(first)
