@@ -1,0 +1,1 @@
+"""How the layer statistic and the transform hold up at the edges of the number formats."""
