@@ -4,7 +4,10 @@ Every mutation replaces one piece of the package's text in a copy of the reposit
 package's tests there until the first one fails. A mutation that no test notices has survived, and
 is a hole in the suite. The unbroken copy is run first: it must pass.
 
-    python -m benchmarks.robustness.mutations [--only NAME ...]
+Results are added to the record one by one; a rerun goes on from there. Remove the record to begin
+anew, as after a change of the core.
+
+    python -m benchmarks.robustness.mutations
 """
 
 import argparse
@@ -18,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
+RECORD = Path("docs/records/mutations.txt")
 # The quick and general ones first; before them all, the tests of the module that is broken.
 TESTS = [
     f"tests/test_{name}.py"
@@ -49,6 +53,7 @@ class Mutation(NamedTuple):
     module: str
     old: str
     new: str
+    tests: str = ""  # what notices it, where that is not the module's own tests
 
 
 MUTATIONS = [
@@ -120,7 +125,13 @@ MUTATIONS = [
     Mutation(
         "float64 measured in float32", "statistics", "jnp.float64 if wide", "jnp.float32 if wide"
     ),
-    Mutation("sharded layers left apart", "statistics", "if is_spread else x", "if False else x"),
+    Mutation(
+        "sharded layers left apart",
+        "statistics",
+        "if is_spread else x",
+        "if False else x",
+        tests="transformations",
+    ),
     # The running scale.
     Mutation("decay and its complement swapped", "running", "(d * (scale", "((1 - d) * (scale"),
     Mutation(
@@ -153,6 +164,7 @@ MUTATIONS = [
         "running",
         "jnp.all(before > 0), lambda: before",
         "jnp.all(before > 0), take_after",
+        tests="statistics",
     ),
     # The reference.
     Mutation(
@@ -175,31 +187,48 @@ MUTATIONS = [
         "jnp.ones_like(limit)",
     ),
     # The gain and the update.
-    Mutation("balance ignored", "gain", "own**b * pooled ** (1 - b)", "own"),
+    Mutation("balance ignored", "gain", "own**b * pooled ** (1 - b)", "own", tests="stablegrad"),
     Mutation(
         "pooled scale blind to sizes",
         "gain",
         "entries / max(entries.sum(), 1)",
         "np.full(len(entries), 1 / max(len(entries), 1))",
+        tests="stablegrad",
     ),
     Mutation(
-        "pooled scale overflows", "gain", "jnp.where(seen, largest, 1))", "jnp.ones_like(largest))"
+        "pooled scale overflows",
+        "gain",
+        "jnp.where(seen, largest, 1))",
+        "jnp.ones_like(largest))",
+        tests="stablegrad",
     ),
     Mutation(
         "gain taken before the gradient is divided",
         "gain",
         "quotient(gradient.astype(wide), divisor.astype(wide)) * multiplier.astype(wide)",
         "gradient.astype(wide) * (multiplier.astype(wide) / divisor.astype(wide))",
+        tests="statistics",
     ),
     Mutation(
-        "divisor has no upper end", "gain", "beyond = exact > largest", "beyond = exact > jnp.inf"
+        "divisor has no upper end",
+        "gain",
+        "beyond = exact > largest",
+        "beyond = exact > jnp.inf",
+        tests="stablegrad",
     ),
-    Mutation("update in the wrong dtype", "gain", "update.astype(gradient.dtype)", "update"),
+    Mutation(
+        "update in the wrong dtype",
+        "gain",
+        "update.astype(gradient.dtype)",
+        "update",
+        tests="trees_and_dtypes",
+    ),
     Mutation(
         "gain in the gradient's dtype",
         "gain",
         "wide = max(gradient.dtype, divisor.dtype, key=",
         "wide = max(gradient.dtype, gradient.dtype, key=",
+        tests="trees_and_dtypes",
     ),
     Mutation(
         "meta-gradient blind to the scale",
@@ -293,9 +322,9 @@ def copy_of_the_repository(folder: Path) -> Path:
     return copy
 
 
-def first_failure(copy: Path, module: str = "stablegrad") -> str | None:
+def first_failure(copy: Path, first: str = "stablegrad") -> str | None:
     """The first test that fails, or None if all pass; an error outside a test is not a finding."""
-    first = f"tests/test_{TESTED_BY.get(module, module)}.py"
+    first = f"tests/test_{first}.py"
     tests = sorted(TESTS, key=lambda test: test != first)
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider"]
     environment = os.environ | {"PYTHONPATH": str(copy), "CI": "true", "JAX_PLATFORMS": "cpu"}
@@ -324,29 +353,36 @@ def apply(mutation: Mutation, copy: Path) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run every mutation, print who noticed it, and exit with 1 if one survived."""
+    """Run every mutation that the record lacks, and exit with 1 if one has survived."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.robustness.mutations")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="mutations to run; default: all")
-    only = parser.parse_args(arguments).only
-    chosen = [mutation for mutation in MUTATIONS if not only or mutation.name in only]
-    print(f"command: python -m benchmarks.robustness.mutations; {len(chosen)} mutations")
-    survivors: list[str] = []
+    parser.add_argument("--record", type=Path, default=RECORD, help=f"default: {RECORD}")
+    record: Path = parser.parse_args(arguments).record
+
+    def note(line: str) -> None:
+        print(line, flush=True)
+        with record.open("a") as file:
+            file.write(line + "\n")
+
     with tempfile.TemporaryDirectory() as folder:
         copy = copy_of_the_repository(Path(folder))
-        if not only:
+        if not record.exists():
             failure = first_failure(copy)
             if failure:
                 sys.exit(f"the unbroken code fails {failure}")
-            print("the unbroken code passes", flush=True)
-        for mutation in chosen:
+            note("command: python -m benchmarks.robustness.mutations")
+            note("mutation, and the first test that fails; the unbroken code passes all of them")
+        done = record.read_text()
+        for mutation in MUTATIONS:
+            if f"\n{mutation.name:<42} " in done:
+                continue
             file = apply(mutation, copy)
-            noticed = first_failure(copy, mutation.module)
+            tested_by = TESTED_BY.get(mutation.module, mutation.module)
+            noticed = first_failure(copy, mutation.tests or tested_by)
             shutil.copy(ROOT / "stablegrad_optax" / file.name, file)
-            if noticed is None:
-                survivors.append(mutation.name)
-            print(f"{mutation.name:<42} {noticed or 'SURVIVED'}", flush=True)
-    print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutations noticed")
-    sys.exit(bool(survivors))
+            note(f"{mutation.name:<42} {noticed or 'SURVIVED'}")
+    survivors = record.read_text().count("SURVIVED")
+    print(f"{len(MUTATIONS) - survivors} of {len(MUTATIONS)} mutations noticed")
+    sys.exit(survivors > 0)
 
 
 if __name__ == "__main__":
