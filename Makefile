@@ -6,19 +6,21 @@ ARGS ?=
 
 VENV := .venv
 FLOORS := .venv-floors
+OPTAX := .venv-optax
 WHEEL := .venv-wheel
 BIN := $(VENV)/bin
 
 # Of the tests, those of the package's modules and of its use with other libraries.
 MODULES := $(wildcard stablegrad_optax/_[a-z]*.py)
 PACKAGE_TESTS := tests/integration \
-	$(wildcard $(MODULES:stablegrad_optax/_%.py=tests/test_%.py) tests/test_public_api.py)
+	$(wildcard $(MODULES:stablegrad_optax/_%.py=tests/test_%.py)) \
+	tests/test_properties.py tests/test_public_api.py
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-floors lint format format-check types check notebooks build \
+.PHONY: help env demo test test-floors test-optax lint format format-check types check notebooks build \
 	test-wheel clean
 
 help: ## list the commands
@@ -34,6 +36,9 @@ test: $(VENV)/.dev ## run the whole test suite
 
 test-floors: $(FLOORS)/.floors ## run the package's tests on the oldest supported versions
 	$(FLOORS)/bin/python -m pytest stablegrad_optax $(PACKAGE_TESTS) $(ARGS)
+
+test-optax: $(OPTAX)/.optax ## run optax's own tests, of a pinned release, against the package
+	$(OPTAX)/bin/python -m pytest tests/optax_suites $(ARGS)
 
 lint: $(VENV)/.dev ## check the style rules
 	$(BIN)/ruff check
@@ -64,7 +69,7 @@ test-wheel: build ## install the built wheel alone in an empty environment and i
 	cd $(WHEEL) && bin/python -I -c "import stablegrad_optax as s; print(s.__name__, s.__version__)"
 
 clean: ## remove the environments, what was built and the caches
-	rm -rf $(VENV) $(FLOORS) $(WHEEL) dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FLOORS) $(OPTAX) $(WHEEL) dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Environments. Each ends in a stamp that is newer than pyproject.toml, so that a second call does
@@ -101,4 +106,9 @@ $(FLOORS)/.floors: pyproject.toml
 	print(*(b.replace(">=", "==") for b in bounds if ">=" in b), sep="\n")' > $(FLOORS)/floors.txt
 	$(FLOORS)/bin/python -m pip install --quiet --constraint $(FLOORS)/floors.txt \
 	--editable ".[test]"
+	@touch $@
+
+$(OPTAX)/.optax: pyproject.toml
+	$(call make_venv,$(OPTAX))
+	$(OPTAX)/bin/python -m pip install --quiet --editable ".[optax-suites]"
 	@touch $@

@@ -106,7 +106,7 @@ class Run(NamedTuple):
     scales: jax.Array  # [STEPS, num_layers]
 
 
-def make_runner(arm: Arm) -> Callable[[Fault, bool], Run]:
+def make_runner(arm: Arm) -> Callable[..., Run]:
     """One compiled run of ``STEPS`` steps, for any fault; or with its faulty steps left out."""
     images, labels = load_digits(return_X_y=True)
     x, y = jnp.asarray(images / 8 - 1, jnp.float32), jnp.asarray(labels)
@@ -114,9 +114,12 @@ def make_runner(arm: Arm) -> Callable[[Fault, bool], Run]:
     params = network.init(jax.random.key(0), x[:1])
     batches = jax.random.randint(jax.random.key(1), (STEPS, BATCH), 0, len(y))
 
+    def logits(params: PyTree, x: jax.Array) -> Any:
+        return network.apply(params, x)
+
     def loss(params: PyTree, batch: jax.Array) -> jax.Array:
-        logits = network.apply(params, x[batch])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, y[batch]).mean()
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits(params, x[batch]), y[batch])
+        return losses.mean()
 
     def step(carry: PyTree, batch: jax.Array, put: PyTree, value: jax.Array) -> PyTree:
         params, state = carry
@@ -144,7 +147,7 @@ def make_runner(arm: Arm) -> Callable[[Fault, bool], Run]:
 
         start = (params, tx.init(params))
         (last, state), (finite, scales) = jax.lax.scan(one, start, (batches, active))
-        accuracy = jnp.mean(network.apply(last, x).argmax(-1) == y)
+        accuracy = jnp.mean(logits(last, x).argmax(-1) == y)
         return Run(last, state.inner_state, accuracy, jnp.all(finite), scales)
 
     def runner(fault: Fault, leave_out: bool = False) -> Run:
