@@ -33,7 +33,7 @@ def runner(request: Any) -> Any:
 def test_the_faults_are_those_of_the_issue() -> None:
     """NaN and both infinities x entry, layer, all x first step, mid-run x once, ten in a row."""
     assert len(set(NON_FINITE)) == 3 * 3 * 2 * 2
-    assert {fault.count for fault in FINITE if fault.where == "layer"} >= {1, 1000}
+    assert {fault.repeats for fault in FINITE if fault.where == "layer"} >= {1, 1000}
     assert CLEAN.active.sum() == 0
 
 

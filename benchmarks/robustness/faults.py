@@ -43,22 +43,22 @@ class Network(nn.Module):
 
 
 class Fault(NamedTuple):
-    """``value`` in place of the gradient ``where``, in ``count`` steps from ``start`` on."""
+    """``value`` in place of the gradient ``where``, in ``repeats`` steps from ``start`` on."""
 
     value: float
     where: str  # "entry", "layer" or "all"
     start: int
-    count: int = 1
+    repeats: int = 1
 
     @property
     def name(self) -> str:
-        steps = f"{self.count} steps from" if self.count > 1 else "step"
+        steps = f"{self.repeats} steps from" if self.repeats > 1 else "step"
         return f"{self.value:g} in {self.where}, {steps} {self.start + 1}"
 
     @property
     def active(self) -> np.ndarray:
         step = np.arange(STEPS)
-        return (self.start <= step) & (step < self.start + self.count)
+        return (self.start <= step) & (step < self.start + self.repeats)
 
 
 NON_FINITE = [
