@@ -197,10 +197,11 @@ def test_the_recorded_scales_are_those_of_the_transform(histories: dict[str, His
 def test_optimizer_memory_is_two_moments_for_adam_and_one_for_sgd(histories: dict[str, History]):
     num_params = histories["adam"].num_params
     assert num_params == 3 * 8 + 9 * 8 + 9
-    # The output's bias is one number, which StableGrad leaves alone: five scales and the reference.
-    counts, scales = 2 * 4, (5 + 1) * 4
+    # The output's bias is one number, which StableGrad leaves alone: five scales and the reference,
+    # and with a fixed reference five peaks.
+    counts, scales, peaks = 2 * 4, (5 + 1) * 4, 5 * 4
     assert histories["adam"].state_bytes == 8 * num_params + counts
-    assert histories["stablegrad_adam"].state_bytes == 8 * num_params + counts + scales
+    assert histories["stablegrad_adam"].state_bytes == 8 * num_params + counts + scales + peaks
     assert histories["stablegrad_sgd"].state_bytes == 4 * num_params + counts // 2 + scales
 
 
