@@ -53,7 +53,7 @@ def apply_gain(gain: Gain, updates: PyTree, layout: Layout) -> PyTree:
 
     def scaled(gradient: jax.Array, leaf: LeafLayout) -> jax.Array:
         multiplier, divisor = (part.reshape(leaf.broadcast_shape) for part in next(gains))
-        return _times(gradient, multiplier, divisor)
+        return _times(jnp.asarray(gradient), multiplier, divisor)
 
     return structure.unflatten(
         gradient if leaf is None else scaled(gradient, leaf)

@@ -49,7 +49,8 @@ def statistic_dtype(tree: PyTree) -> jnp.dtype:
     """float64 where the tree has float64 or complex128 leaves, float32 everywhere else."""
     dtypes = [getattr(leaf, "dtype", jnp.float32) for leaf in jax.tree.leaves(tree)]
     wide = any(dtype in (jnp.float64, jnp.complex128) for dtype in dtypes)
-    return jnp.dtype(jnp.float64 if wide else jnp.float32)
+    # NumPy's float64 is float32 to JAX, unless it was told to keep 64 bits.
+    return jax.dtypes.canonicalize_dtype(jnp.float64 if wide else jnp.float32)
 
 
 def _limit_and_unit(dtype: jnp.dtype) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from benchmarks.robustness.faults import (
 # Flax and optax mix dtypes.
 pytestmark = pytest.mark.standard_promotion
 
-FAST = [arm for arm in ARMS if arm.name in ("sgd", "adam, delayed")]
+FAST = [arm for arm in ARMS if arm.name == "adam, delayed"]
 
 
 @pytest.fixture(scope="module", params=FAST, ids=lambda arm: arm.name)

@@ -234,3 +234,13 @@ def test_prediction_gradients_of_mixed_dtypes_form_one_population() -> None:
     tx = stablegrad("prediction")
     _, state = tx.update(grads, tx.init(grads), prediction_grad=prediction)
     np.testing.assert_allclose(state.reference_scale, np.std([1.0, 2.0, 4.0, 9.0]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("delayed", [False, True])
+def test_float64_arrays_of_numpy_are_float32_to_jax_as_everywhere(delayed: bool) -> None:
+    """A warning would be an error here."""
+    grads = {"kernel": np.random.default_rng(0).normal(size=(4, 3))}
+    tx = stablegrad(decay=0.0, delayed=delayed)
+    updates, state = tx.update(grads, tx.init(grads))
+    assert state.grad_scale.dtype == updates["kernel"].dtype == jnp.float32
+    assert np.std(updates["kernel"]) == pytest.approx(1.0, rel=1e-5)
