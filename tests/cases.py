@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.experimental
 import numpy as np
 import optax
 from oracle import Axes
@@ -12,6 +14,9 @@ from oracle import Axes
 from stablegrad_optax import LayerAxes
 
 Tree = Any
+
+# Newer versions of JAX have it at the top.
+enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 
 SMALL = {"kernel": (4, 3), "bias": (3,), "stack": (2, 3, 2)}
 SMALL_AXES: list[Axes] = [((0,), False), ((0, 1), True), ((1, 2), True)]

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import SMALL, normal
-from test_statistics import enable_x64
+from cases import SMALL, enable_x64, normal
 
 from stablegrad_optax import stablegrad
 

@@ -7,15 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import enable_x64
 
 from stablegrad_optax import activation_aware, activation_gain
-
-# Newer versions of JAX have it at the top.
-enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 
 identity = lambda z: z  # noqa: E731
 

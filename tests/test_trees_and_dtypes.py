@@ -6,18 +6,14 @@ from typing import Any
 
 import chex
 import jax
-import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import SMALL, SMALL_AXES, SMALL_LAYERS, Tree, normal
+from cases import SMALL, SMALL_AXES, SMALL_LAYERS, Tree, enable_x64, normal
 from oracle import Oracle, statistic
 
 from stablegrad_optax import LayerAxes, per_leaf, stablegrad
-
-# Newer versions of JAX have it at the top.
-enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 
 
 @pytest.mark.parametrize(
