@@ -1,9 +1,7 @@
 """Relative error of the layer statistic against float64 over the whole range, beside its peers'."""
 
 import argparse
-import importlib.metadata
 import math
-import platform
 import re
 import shlex
 import sys
@@ -23,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.robustness import tpu_accumulation
-from stablegrad_optax import LayerAxes, __version__, stablegrad
+from benchmarks.robustness.versions import versions
+from stablegrad_optax import LayerAxes, stablegrad
 
 RECORD = Path("docs/records/dynamic_range.txt")
 SEED = 0
@@ -504,12 +503,10 @@ def by_ratio(results: Sequence[Result], size: int) -> Table:
 
 
 def introduction(command: str) -> str:
-    versions = [f"Python {platform.python_version()}", f"stablegrad_optax {__version__}"]
-    for name in ("jax", "jaxlib", "optax", "numpy"):
-        versions.append(f"{name} {importlib.metadata.version(name)}")
-    versions.append(f"libtpu {tpu_accumulation.version() or 'not installed'}")
+    libtpu = tpu_accumulation.version() or "not installed"
+    made_with = f"{versions('jax', 'jaxlib', 'optax', 'numpy')}, libtpu {libtpu}"
     return (
-        f"{command}\n{', '.join(versions)}; backend {jax.default_backend()}, seed {SEED}\n\n"
+        f"{command}\n{made_with}; backend {jax.default_backend()}, seed {SEED}\n\n"
         "Error: |statistic - truth| / truth, the truth in float64 from the entries as the dtype "
         "holds them, and each column against its own quantity: std, RMS or norm. The std of a "
         "constant is 0: ours documents the RMS for it, jnp.std counts in units of the RMS. "

@@ -6,8 +6,6 @@ is being written. In the end the params and all of the optimizer's state are com
 """
 
 import argparse
-import importlib.metadata
-import platform
 import shlex
 import signal
 import subprocess
@@ -22,10 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.robustness.digits_job import OPTIONS, SAVE_EVERY
+from benchmarks.robustness.versions import versions
 
 ROOT = Path(__file__).parents[2]
 RECORD = ROOT / "docs" / "records" / "kill_and_resume.txt"
-DISTRIBUTIONS = ("stablegrad_optax", "jax", "optax", "flax", "orbax-checkpoint", "numpy")
 LONGEST_WAIT = 0.05  # seconds from the drawn step to the kill, about what a checkpoint takes
 
 
@@ -186,10 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = ["python", "-m", "benchmarks.robustness.kill_and_resume", "--options"]
     command += [*given.options, "--steps", given.steps, "--kills", given.kills]
     command += ["--seed", given.seed]
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in DISTRIBUTIONS]
     said = [
         shlex.join(map(str, command)),
-        ", ".join([f"Python {platform.python_version()}", *versions]),
+        versions("jax", "optax", "flax", "orbax-checkpoint", "numpy"),
         "",
         f"Flax MLP, optax.chain(stablegrad(...), optax.adam(1e-3)), digits, {given.steps} steps, "
         "an asynchronous",

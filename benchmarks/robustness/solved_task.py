@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 from sklearn.datasets import load_breast_cancer, load_digits
 
+from benchmarks.robustness.versions import versions
 from stablegrad_optax import prediction_value_and_grad, stablegrad
 
 PyTree = Any
@@ -93,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     print("command: python -m benchmarks.robustness.solved_task")
     print(
-        f"jax {jax.__version__}, optax {optax.__version__}; {len(SEEDS)} seeds, {STEPS} steps, "
+        f"{versions('jax', 'optax', 'flax')}\n{len(SEEDS)} seeds, {STEPS} steps, "
         f"full batch of {EXAMPLES}, decay 0\n"
         "per learning rate: median largest loss of the last 200 steps / solved / not finite\n"
         "The defaults were chosen on digits with other seeds; breast cancer was not looked at."
@@ -102,7 +103,8 @@ def main(arguments: list[str] | None = None) -> None:
         for base_name, base in BASES.items():
             for mode, (delayed, guard) in MODES.items():
                 print(f"\n{data}, {base_name}, {mode}")
-                print(f"  {'reference':<20}" + "".join(f"{f'lr {rate:g}':^20}" for rate in RATES))
+                heads = "".join(f"{f'lr {rate:g}':^20}" for rate in RATES)
+                print(f"  {'reference':<20}{heads}".rstrip())
                 for name, scaling in REFERENCES.items():
 
                     def tx_of(rate: jax.Array) -> Any:
