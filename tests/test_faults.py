@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from benchmarks.robustness.faults import (
-    ARMS,
     CLEAN,
     FINITE,
     MIDDLE,
     NON_FINITE,
     Arm,
+    Run,
     equals_the_run_without,
     make_runner,
     outcome,
@@ -21,13 +21,28 @@ from benchmarks.robustness.faults import (
 # Flax and optax mix dtypes.
 pytestmark = pytest.mark.standard_promotion
 
-FAST = [arm for arm in ARMS if arm.name == "adam, delayed"]
+AROUND = Arm("adam", delayed=True, guard="around")
+BEHIND = Arm("adam", delayed=False, guard="behind")
 
 
-@pytest.fixture(scope="module", params=FAST, ids=lambda arm: arm.name)
-def runner(request: Any) -> Any:
-    arm: Arm = request.param
-    return make_runner(arm)
+@pytest.fixture(scope="module")
+def around() -> Any:
+    return make_runner(AROUND)
+
+
+@pytest.fixture(scope="module")
+def behind() -> Any:
+    return make_runner(BEHIND)
+
+
+@pytest.fixture(scope="module")
+def clean_around(around: Any) -> Run:
+    return around(CLEAN)
+
+
+@pytest.fixture(scope="module")
+def clean_behind(behind: Any) -> Run:
+    return behind(CLEAN)
 
 
 def test_the_faults_are_those_of_the_issue() -> None:
@@ -39,18 +54,42 @@ def test_the_faults_are_those_of_the_issue() -> None:
 
 @pytest.mark.parametrize("fault", NON_FINITE[::4] + NON_FINITE[3::8], ids=lambda fault: fault.name)
 def test_under_apply_if_finite_a_faulty_step_is_as_if_it_had_not_been(
-    runner: Any, fault: Any
+    around: Any, fault: Any
 ) -> None:
-    assert equals_the_run_without(runner, fault)
+    assert equals_the_run_without(around, fault)
+
+
+@pytest.mark.parametrize(
+    "fault", [f for f in NON_FINITE if BEHIND.leaves_out(f)][::3], ids=lambda fault: fault.name
+)
+def test_with_the_guard_behind_it_a_step_that_is_faulty_everywhere_is_as_if_it_had_not_been(
+    behind: Any, fault: Any
+) -> None:
+    """Here the transform's own state sees the fault: only its own rule keeps it out."""
+    assert equals_the_run_without(behind, fault)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [f for f in NON_FINITE if not BEHIND.leaves_out(f)][::6],
+    ids=lambda fault: fault.name,
+)
+def test_with_the_guard_behind_it_a_fault_in_some_layers_leaves_every_number_finite(
+    behind: Any, clean_behind: Run, fault: Any
+) -> None:
+    finite, ratio, accuracy = outcome(behind, fault, clean_behind)
+    assert finite
+    assert ratio < 4
+    assert accuracy > 0.9
 
 
 @pytest.mark.parametrize(
     "fault", [fault for fault in FINITE if fault.start == MIDDLE], ids=lambda fault: fault.name
 )
 def test_after_a_finite_fault_the_run_goes_on_and_the_scales_come_back(
-    runner: Any, fault: Any
+    around: Any, clean_around: Run, fault: Any
 ) -> None:
-    finite, ratio, accuracy = outcome(runner, fault, runner(CLEAN))
+    finite, ratio, accuracy = outcome(around, fault, clean_around)
     assert finite
     assert ratio < 4
     assert accuracy > 0.9
