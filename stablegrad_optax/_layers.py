@@ -34,7 +34,10 @@ class LayerAxes:
         from the end. Every index of the remaining axes is a layer of its own: a leaf of shape
         ``(12, 64, 64)`` with ``reduce=(1, 2)`` holds 12 layers of 4096 entries. The leaf's dtype
         must be floating or complex.
-      centered: True for the standard deviation, False for the root mean square (RMS).
+      centered: True for the standard deviation, False for the root mean square (RMS). A layer so
+        nearly constant that rounding may have made up its variance, one of at most 512 times the
+        epsilon of the statistic's dtype beside the mean square, takes the RMS too: in float32 that
+        is a mean of 128 standard deviations.
 
     Raises:
       TypeError: ``reduce`` is not an int or a tuple of ints, or ``centered`` is not a bool.

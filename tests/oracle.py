@@ -14,7 +14,7 @@ import numpy as np
 
 Axes = tuple[tuple[int, ...], bool] | None
 
-CONSTANT_EPSILONS = 64
+CONSTANT_EPSILONS = 512
 
 
 def statistic(entries: np.ndarray, centered: bool, epsilon: float = 2.0**-23) -> float:

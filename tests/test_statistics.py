@@ -11,18 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import enable_x64
 from jax.extend.core import Literal
-from oracle import statistic, statistics
+from oracle import CONSTANT_EPSILONS, statistic, statistics
 
 from stablegrad_optax import LayerAxes, stablegrad
-
-# Newer versions of JAX have it at the top.
-enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 
 RTOL = 1e-3
 
@@ -68,7 +65,7 @@ def expected_rows(entries: np.ndarray) -> np.ndarray:
     wide = entries.astype(np.float64)
     rms = np.sqrt(np.mean(wide**2, axis=1))
     std = np.sqrt(np.mean((wide - wide.mean(1, keepdims=True)) ** 2, axis=1))
-    constant = std**2 <= 64 * 2.0**-23 * rms**2
+    constant = std**2 <= CONSTANT_EPSILONS * 2.0**-23 * rms**2
     return np.stack([rms, np.where(constant, rms, std)])
 
 

@@ -28,7 +28,7 @@ TARGETS = (
     ("v5e", "v5e:2x2", (10_000, 10_000), "float32"),
     ("v6e", "v6e:2x2", (10_000, 10_000), "float32"),
 )
-CONSTANT_EPSILONS = 64  # where the package takes the RMS for a std lost in rounding
+CONSTANT_EPSILONS = 512  # where the package takes the RMS for a std lost in rounding
 # After it nothing reorders additions, and values still have names.
 LAST_STAGE = "post-llo-dependency-graph-optimizations"
 
