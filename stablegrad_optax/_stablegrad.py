@@ -101,9 +101,9 @@ def stablegrad(
       fade_below: :math:`f` in [0, 1]. The default :math:`2^{-23}`, the rounding of float32, keeps
         the gains from blowing up rounding errors once there is nothing left to learn; for a network
         that computes in bfloat16 that is :math:`2^{-8}`. 1 lets the reference fall with the
-        gradient from the start, which SGD needs to settle and Adam does not; 0 keeps it. The cost:
-        what all gradients fall by below the limit is not made up for. ``"prediction"`` falls by
-        itself and ignores it.
+        gradient from the start, as SGD needs to settle; 0 keeps it. The cost: what all gradients
+        fall by below the limit is not made up for. ``"prediction"`` falls by itself and ignores
+        it.
       delayed: If True, the gains come from :math:`s_{l,t-1}`, so that this step's statistic can be
         taken in the same pass over the gradient as the base optimizer's work. A layer seen for the
         first time uses its own statistic; as long as there is one that was never seen, every step
