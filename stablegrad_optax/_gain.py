@@ -61,6 +61,7 @@ def apply_gain(gain: Gain, updates: PyTree, layout: Layout) -> PyTree:
     )
 
 
+@jax.jit  # traced once for all leaves that are alike
 def _times(gradient: jax.Array, multiplier: jax.Array, divisor: jax.Array) -> jax.Array:
     """The gradient, divided first; a complex one by its components."""
     if jnp.iscomplexobj(gradient):

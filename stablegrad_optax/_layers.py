@@ -5,6 +5,7 @@ import math
 import operator
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -281,8 +282,29 @@ class Layout:
 
     def split(self, vector: jax.Array) -> list[jax.Array]:
         """The vector's pieces, flat, one for each leaf of ``scaled``."""
-        ends = np.cumsum([leaf.num_layers for leaf in self.scaled])
-        return jnp.split(vector, ends[:-1]) if self.scaled else []
+        sizes = [leaf.num_layers for leaf in self.scaled]
+        return jax.lax.platform_dependent(
+            vector, cpu=partial(_split_apart, sizes=sizes), default=partial(_split, sizes=sizes)
+        )
+
+
+def _split(vector: jax.Array, sizes: list[int]) -> list[jax.Array]:
+    return jnp.split(vector, np.cumsum(sizes)[:-1]) if sizes else []
+
+
+def _split_apart(vector: jax.Array, sizes: list[int]) -> list[jax.Array]:
+    """The same, but all pieces of one entry come out of one operation.
+
+    XLA:CPU compiles operations that are alike only once, and merges a slice into all that use it,
+    which are then no longer alike. A sum of one entry and 0 is not merged.
+    """
+    pieces = _split(vector, sizes)
+    single = tuple(jnp.pad(piece, (0, 1)) for piece in pieces if piece.size == 1)
+    if not single:
+        return pieces
+    zeros = tuple(jnp.zeros_like(piece, shape=()) for piece in single)
+    apart = iter(jax.lax.reduce(single, zeros, partial(jax.tree.map, jnp.add), (0,)))
+    return [next(apart)[None] if piece.size == 1 else piece for piece in pieces]
 
 
 def layout_of(layers: PyTree | LayerRule, tree: PyTree) -> Layout:

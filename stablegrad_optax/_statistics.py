@@ -8,7 +8,8 @@ vector*, ACM TOMS 1978; E. Anderson, *Algorithm 978: Safe scaling in the level 1
 arithmetic on one vector with an entry for each layer.
 """
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,27 +23,27 @@ PyTree = Any
 
 def layer_statistic(tree: PyTree, layout: Layout) -> jax.Array:
     """Std or RMS of each layer, [num_layers]; NaN for a layer with an entry that is not finite."""
-    dtype = statistic_dtype(tree)
+    dtype, has_complex = statistic_dtype(tree), _has_complex(tree)
     sums = [
-        _replicated(_sums(values, leaf.reduce, dtype))
+        _sums(values, leaf.reduce, dtype, has_complex)
         for values, leaf in zip(jax.tree.leaves(tree), layout.leaves, strict=True)
         if leaf is not None
     ]
     if not sums:
         return jnp.zeros(0, dtype)
-    return _from_sums(jnp.concatenate(sums, axis=-1), layout.entries, layout.centered)
+    of_layers = [jnp.concatenate(list(map(_replicated, one))) for one in zip(*sums, strict=True)]
+    return _from_sums(of_layers, layout.entries, layout.centered)
 
 
 def population_statistic(tree: PyTree) -> jax.Array:
     """Std of all entries of all leaves taken together, []; NaN if one of them is not finite."""
-    dtype = statistic_dtype(tree)
+    dtype, has_complex = statistic_dtype(tree), _has_complex(tree)
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-    sums = sum(
-        (_sums(leaf, tuple(range(leaf.ndim)), dtype) for leaf in leaves),
-        jnp.zeros((3, 3, 1), dtype),
-    )
-    entries = sum(leaf.size for leaf in leaves)
-    return _from_sums(sums, np.array([entries]), np.array([True]))[0]
+    if not leaves:
+        return jnp.zeros((), dtype)
+    sums = [_sums(leaf, tuple(range(leaf.ndim)), dtype, has_complex) for leaf in leaves]
+    of_all = [jnp.sum(jnp.stack(one), axis=0) for one in zip(*sums, strict=True)]
+    return _from_sums(of_all, np.array([sum(leaf.size for leaf in leaves)]), np.array([True]))[0]
 
 
 def statistic_dtype(tree: PyTree) -> jnp.dtype:
@@ -53,46 +54,64 @@ def statistic_dtype(tree: PyTree) -> jnp.dtype:
     return jax.dtypes.canonicalize_dtype(jnp.float64 if wide else jnp.float32)
 
 
-def _limit_and_unit(dtype: jnp.dtype) -> tuple[float, float]:
-    """Entries above ``limit`` are summed in multiples of ``unit``, those below 1/limit of 1/unit.
+def _has_complex(tree: PyTree) -> bool:
+    return any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(tree))
 
-    In float32 these are 2^48 and 2^84: the squares of middle entries stay within 2^±96 and those of
-    the scaled ones within 2^±88, so that 2^31 of them can be added.
+
+class _Windows(NamedTuple):
+    """Where squares are safe, for float32 and, with exponents eight times as large, for float64.
+
+    Entries are squared in multiples of ``unit``, 1 and ``1 / unit``. Each of these three sums takes
+    entries of up to ``limit`` multiples, of which 2^31 can be added, and is exact to rounding once
+    it is at least ``enough``: what is lost to underflow then is nothing beside it. A sum below
+    ``enough`` says that all entries are within the limit of the next one.
     """
-    octaves = jnp.finfo(dtype).maxexp / 128
-    return 2.0 ** (48 * octaves), 2.0 ** (84 * octaves)
+
+    unit: float
+    limit: float
+    enough: float
+    shift: float  # of the sums of entries, which need two units only
+
+    @classmethod
+    def of(cls, dtype: jnp.dtype) -> "_Windows":
+        octaves = jnp.finfo(dtype).maxexp // 128
+        return cls(*(2.0 ** (power * octaves) for power in (84, 48, -72, 40)))
 
 
-def _sums(values: jax.Array, reduce: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """Sums over the reduced axes, [moment, part, layer].
+@partial(jax.jit, static_argnums=(1, 2, 3))  # leaves that are alike are traced once
+def _sums(
+    values: jax.Array, reduce: tuple[int, ...], dtype: jnp.dtype, has_complex: bool
+) -> list[jax.Array]:
+    """Sums over the reduced axes, float[layers] each.
 
-    Moments are the square, the real and the imaginary part; parts are the big, the middle and the
-    small entries, in units of ``unit``, 1 and ``1 / unit``.
+    Three sums of squares, for big, middle and small entries, and two sums of entries, for big and
+    for other ones, of the real and, in trees with complex leaves, of the imaginary parts.
     """
-    limit, unit = _limit_and_unit(dtype)
+    unit, limit, _, shift = _Windows.of(dtype)
+    largest = float(jnp.finfo(dtype).max)
 
-    def parts(component: jax.Array) -> list[jax.Array]:
-        x = component.astype(dtype)
-        big, small = jnp.abs(x) > limit, jnp.abs(x) < 1 / limit
-        # The middle is "neither", so that NaN flows into it. The scaled parts are selected twice:
-        # XLA folds constants across multiplications, those that made x and those that square the
-        # part, and such a product overflows or vanishes; it does not fold through a select.
-        return [
-            jnp.where(big, jnp.where(big, x, 0) * (1 / unit), 0),
-            jnp.where(big | small, 0, x),
-            jnp.where(small, jnp.where(small, x, 0) * unit, 0),
-        ]
+    # XLA folds constants across multiplications, those that made x and those that square it, and
+    # such a product overflows or vanishes; it folds nothing through a minimum or maximum. No two
+    # sums share one, nor a bound, for XLA:CPU would write what they share to memory.
+    def within(x: jax.Array, bound: float, factor: float) -> jax.Array:
+        return jnp.minimum(jnp.maximum(x, -bound) * factor, bound * factor)
 
-    def total(terms: list[jax.Array]) -> jax.Array:
-        return jnp.stack([jnp.sum(term, axis=reduce).ravel() for term in terms])
+    def roots_of_squares(x: jax.Array) -> list[jax.Array]:
+        middle = jnp.minimum(jnp.abs(x), limit)
+        return [within(x, largest, 1 / unit), middle, within(x, 2 * limit / unit, unit)]
 
-    real = parts(jnp.real(values))
-    squares, means = total([part * part for part in real]), total(real)
-    if not jnp.iscomplexobj(values):
-        return jnp.stack([squares, means, jnp.zeros_like(means)])
-    imaginary = parts(jnp.imag(values))
-    squares += total([part * part for part in imaginary])
-    return jnp.stack([squares, means, total(imaginary)])
+    def in_two_units(x: jax.Array) -> list[jax.Array]:
+        # The first has no bound, so that it is finite only where all entries are.
+        return [x * (1 / shift), within(x, 4 * limit, shift)]
+
+    real = jnp.real(values).astype(dtype)
+    squares = [x * x for x in roots_of_squares(real)]
+    entries = in_two_units(real)
+    if has_complex:
+        imaginary = jnp.imag(values).astype(dtype)
+        squares = [x + y * y for x, y in zip(squares, roots_of_squares(imaginary), strict=True)]
+        entries += in_two_units(imaginary)
+    return [jnp.sum(term, axis=reduce).ravel() for term in squares + entries]
 
 
 def _replicated(x: jax.Array) -> jax.Array:
@@ -101,26 +120,28 @@ def _replicated(x: jax.Array) -> jax.Array:
     return jax.sharding.reshard(x, jax.sharding.PartitionSpec()) if is_spread else x
 
 
-def _from_sums(sums: jax.Array, entries: np.ndarray, centered: np.ndarray) -> jax.Array:
+def _from_sums(sums: list[jax.Array], entries: np.ndarray, centered: np.ndarray) -> jax.Array:
     """Std or RMS of each layer from its sums, [num_layers]."""
-    dtype, limits = sums.dtype, jnp.finfo(sums.dtype)
-    squares, real, imaginary = sums
+    dtype, limits = sums[0].dtype, jnp.finfo(sums[0].dtype)
+    (big, middle, small), entry_sums = sums[:3], sums[3:]
     root_entries = jnp.asarray(np.sqrt(np.maximum(entries, 1)), dtype)
 
-    # Every layer in the unit of its largest part, beside which what underflows is nothing. Parts
-    # are put together as roots, for the square of a ratio of units is 0 in float32.
-    _, unit = _limit_and_unit(dtype)
-    has_big, has_middle = squares[0] > 0, squares[1] > 0
-    layer_unit = jnp.where(has_big, unit, jnp.where(has_middle, 1, 1 / unit)).astype(dtype)
-    middle = jnp.where(has_big, 1 / unit, 1)
-    small = jnp.where(has_big, 0, jnp.where(has_middle, 1 / unit, 1))
-    relative = jnp.stack([jnp.ones_like(middle), middle, small]).astype(dtype)
-    norm = root(jnp.sum((root(squares) * relative) ** 2, axis=0))
-    total = jnp.hypot(jnp.sum(real * relative, axis=0), jnp.sum(imaginary * relative, axis=0))
+    # Every layer in the largest unit in which there is enough of it.
+    unit, _, enough, shift = _Windows.of(dtype)
+    is_big, is_middle = big >= enough, middle >= enough
 
-    mean_fraction = jnp.minimum(
-        total / jnp.where(norm > 0, norm * root_entries, 1), 1
-    )  # mean / RMS
+    def choose(of_big: Any, of_middle: Any, of_small: Any) -> jax.Array:
+        return jnp.where(is_big, of_big, jnp.where(is_middle, of_middle, of_small))
+
+    norm = root(choose(big, middle, small))
+    layer_unit = choose(unit, 1.0, 1 / unit).astype(dtype)
+    total = jnp.zeros_like(norm)
+    for of_big, of_other in zip(entry_sums[::2], entry_sums[1::2], strict=True):
+        part = choose(of_big * (shift / unit), of_other * (1 / shift), of_other * (unit / shift))
+        total = jnp.hypot(total, part)
+
+    # The mean beside the RMS.
+    mean_fraction = jnp.minimum(total / jnp.where(norm > 0, norm * root_entries, 1), 1)
     variance_fraction = (1 - mean_fraction) * (1 + mean_fraction)
     # Additions in a TPU's order leave up to 327 eps of a layer that is constant.
     has_std = centered & (variance_fraction > 512 * limits.eps)
@@ -128,4 +149,5 @@ def _from_sums(sums: jax.Array, entries: np.ndarray, centered: np.ndarray) -> ja
     statistic = jnp.where(has_std, rms * root(variance_fraction), rms)
     # 0 is kept for "all entries are 0": a statistic below the normal range counts as its end.
     statistic = jnp.where(norm > 0, jnp.clip(statistic, limits.tiny, limits.max), 0)
-    return jnp.where(jnp.all(jnp.isfinite(squares), axis=0), statistic, jnp.nan)
+    is_finite = jnp.all(jnp.isfinite(jnp.stack(entry_sums[::2])), axis=0)
+    return jnp.where(is_finite, statistic, jnp.nan)
