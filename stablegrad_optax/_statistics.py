@@ -1,11 +1,12 @@
 """The layer statistic: standard deviation or RMS in one read, over the whole floating range.
 
 Squares of gradients leave float32 long before gradients do: below 1e-19 they underflow, above 1e19
-they overflow. Every entry is therefore added to one of three sums of squares, each kept in a unit
-in which neither happens (J. L. Blue, *A portable Fortran program to find the Euclidean norm of a
-vector*, ACM TOMS 1978; E. Anderson, *Algorithm 978: Safe scaling in the level 1 BLAS*, ACM TOMS
-2017), and the mean gets the same three sums. That is one read of the gradient; all that follows is
-arithmetic on one vector with an entry for each layer.
+they overflow. So squares are added up three times, in units so far apart that whatever the entries,
+the sum in one of them neither overflows nor misses what underflows (after J. L. Blue, *A portable
+Fortran program to find the Euclidean norm of a vector*, ACM TOMS 1978; E. Anderson, *Algorithm 978:
+Safe scaling in the level 1 BLAS*, ACM TOMS 2017, who add each entry to one of three sums). Entries
+are added up twice, for their mean. That is one read of the gradient, without a branch or a select;
+all that follows is arithmetic on one vector with an entry for each layer.
 """
 
 from functools import partial

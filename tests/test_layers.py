@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import optax
 import pytest
 
 from stablegrad_optax import LayerAxes, per_leaf, stablegrad, stacked, weights_only
+from stablegrad_optax._layers import _split, _split_apart
 
 Rule = tuple[tuple[int, ...], bool] | None
 
@@ -210,3 +212,12 @@ def test_layers_may_be_a_tree_that_is_callable() -> None:
 def test_a_slash_in_a_key_does_not_confuse_two_leaves() -> None:
     params = {"a/b": jnp.ones(4), "a": {"b": jnp.ones((4, 3))}}
     assert stablegrad().init(params).grad_scale.shape == (2,)
+
+
+@pytest.mark.parametrize("sizes", [[], [1], [3], [1, 1, 1], [2, 1, 5, 1]])
+def test_every_platform_splits_the_vector_alike(sizes: list[int]) -> None:
+    vector = jnp.arange(1.0, sum(sizes) + 1)
+    for split in (_split, _split_apart):
+        pieces = jax.jit(partial(split, sizes=sizes))(vector)
+        assert [piece.shape for piece in pieces] == [(size,) for size in sizes]
+        np.testing.assert_array_equal(np.concatenate([*pieces, vector[:0]]), vector)

@@ -67,48 +67,63 @@ MUTATIONS = [
     Mutation(
         "no NaN for a non-finite entry",
         "statistics",
-        "jnp.where(jnp.all(jnp.isfinite(squares), axis=0), statistic, jnp.nan)",
+        "jnp.where(is_finite, statistic, jnp.nan)",
         "statistic",
     ),
     Mutation(
         "big entries dropped",
         "statistics",
-        "jnp.where(big, jnp.where(big, x, 0) * (1 / unit), 0)",
-        "jnp.zeros_like(x)",
+        "[within(x, largest, 1 / unit), middle",
+        "[jnp.zeros_like(x), middle",
     ),
     Mutation(
         "small entries dropped",
         "statistics",
-        "jnp.where(small, jnp.where(small, x, 0) * unit, 0)",
-        "jnp.zeros_like(x)",
+        "within(x, 2 * limit / unit, unit)]",
+        "jnp.zeros_like(x)]",
     ),
     Mutation(
-        "one accumulator for all",
+        "one sum of squares for all",
         "statistics",
-        "big, small = jnp.abs(x) > limit, jnp.abs(x) < 1 / limit",
-        "big = small = jnp.zeros_like(x, bool)",
+        "is_big, is_middle = big >= enough, middle >= enough",
+        "is_big, is_middle = big < 0, middle >= 0",
     ),
     Mutation(
-        "thresholds too far out", "statistics", "2.0 ** (48 * octaves)", "2.0 ** (70 * octaves)"
-    ),
-    Mutation(
-        "middle entries lost beside big ones",
+        "a sum is taken before there is enough",
         "statistics",
-        "middle = jnp.where(has_big, 1 / unit, 1)",
-        "middle = jnp.where(has_big, 0, 1)",
+        "is_big, is_middle = big >= enough, middle >= enough",
+        "is_big, is_middle = big > 0, middle > 0",
     ),
     Mutation(
-        "no double select against constant folding",
+        "squares of too large entries", "statistics", "(84, 48, -72, 40)", "(84, 70, -28, 40)"
+    ),
+    Mutation(
+        "nothing against constant folding before a factor",
         "statistics",
-        "jnp.where(small, jnp.where(small, x, 0) * unit, 0)",
-        "jnp.where(small, x, 0) * unit",
+        "jnp.maximum(x, -bound) * factor, bound",
+        "x * factor, bound",
+    ),
+    Mutation(
+        "nothing against constant folding behind a factor",
+        "statistics",
+        "jnp.minimum(jnp.maximum(x, -bound) * factor, bound * factor)",
+        "jnp.maximum(x, -bound) * factor",
+    ),
+    Mutation(
+        "entries of big layers summed in the small unit",
+        "statistics",
+        "choose(of_big * (shift / unit),",
+        "choose(of_other * (1 / shift / unit),",
     ),
     Mutation(
         "n - 1 in place of n", "statistics", "np.maximum(entries, 1)", "np.maximum(entries - 1, 1)"
     ),
-    Mutation("imaginary squares dropped", "statistics", "squares += total", "_ = total"),
+    Mutation("imaginary squares dropped", "statistics", "[x + y * y for x, y", "[x for x, _"),
     Mutation(
-        "imaginary means dropped", "statistics", "means, total(imaginary)]", "means, 0 * means]"
+        "imaginary means dropped",
+        "statistics",
+        "+= in_two_units(imaginary)",
+        "+= in_two_units(0 * imaginary)",
     ),
     Mutation(
         "tiny statistics become 0",
@@ -119,8 +134,8 @@ MUTATIONS = [
     Mutation(
         "statistics in the gradient's dtype",
         "statistics",
-        "x = component.astype(dtype)",
-        "x = component",
+        "real = jnp.real(values).astype(dtype)",
+        "real = jnp.real(values)",
     ),
     Mutation(
         "float64 measured in float32", "statistics", "jnp.float64 if wide", "jnp.float32 if wide"
@@ -289,8 +304,14 @@ MUTATIONS = [
     Mutation(
         "layers of a leaf in another order",
         "layers",
-        "jnp.split(vector, ends[:-1])",
-        "jnp.split(vector, ends[:-1])[::-1]",
+        "jnp.split(vector, np.cumsum(sizes)[:-1])",
+        "jnp.split(vector, np.cumsum(sizes)[:-1])[::-1]",
+    ),
+    Mutation(
+        "single layers read with their neighbour",
+        "layers",
+        "jnp.pad(piece, (0, 1))",
+        "jnp.pad(piece, (0, 1), constant_values=1)",
     ),
     # Around it.
     Mutation(

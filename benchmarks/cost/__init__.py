@@ -1,0 +1,1 @@
+"""What the transform costs: memory traffic, time, compilation, state, beside its peers."""

@@ -1,0 +1,40 @@
+"""Measure a kind of cost, line by line; what is recorded is not measured again.
+
+python -m benchmarks.cost tpu       bytes and passes, by the TPU compiler of the package libtpu
+python -m benchmarks.cost time      time of the step on the CPU or GPU at hand
+python -m benchmarks.cost growth    tracing and compilation, by the number of leaves
+"""
+
+import argparse
+from pathlib import Path
+
+import jax
+from rich.progress import track
+
+from benchmarks.cost import growth, records, times, tpu
+
+KINDS = {"tpu": tpu, "time": times, "growth": growth}
+
+
+def main() -> None:
+    """Measure the kind that the command line names."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.cost",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("--records", type=Path, default=records.RECORDS, help="folder to append to")
+    options = parser.parse_args()
+    if options.kind == "tpu":
+        jax.config.update("jax_platforms", "cpu")  # libtpu is there, a TPU need not be
+    kind = KINDS[options.kind]
+    for cell in track(list(kind.cells()), description=f"Measuring {options.kind}"):
+        record = records.measured(
+            options.kind, cell, lambda cell=cell: kind.measure(cell), options.records
+        )
+        print({k: v for k, v in record.items() if k not in ("versions", "command")}, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Memory traffic of the compiled optimizer step, by XLA's TPU compiler; no TPU is needed.
+
+The compiler is in the package libtpu. ``bytes accessed`` is its own static count, and counts a
+branch that runs in the first step alone like all others. The passes are counted in the entry
+computation, which is what every step runs: the operations that read a gradient there.
+"""
+
+import functools
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.cost.arms import FRONTS, WHOLE, arm, step_of
+from benchmarks.cost.transformer import loss_of, parameters_and_batch
+
+PyTree = Any
+
+TOPOLOGIES = {
+    ("v5e", 1): "v5e:2x2",
+    ("v5p", 1): "v5p:2x2x1",
+    ("v6e", 1): "v6e:2x2",
+    ("v5p", 4): "v5p:2x2x1",
+    ("v5p", 256): "v5p:8x8x4",
+}
+LEAVES, SHAPE = 4, (4096, 4096)
+
+
+def cells() -> Iterator[dict[str, Any]]:
+    """Every measurement, the ones that matter most first."""
+
+    def cell(chip: str, devices: int, base: str, front: str, dtype: str = "float32") -> Any:
+        return {"chip": chip, "devices": devices, "base": base, "arm": front, "grads": dtype}
+
+    ours = ("alone", "stablegrad", "stablegrad, delayed")
+    for front in (*FRONTS, *WHOLE):
+        yield cell("v5p", 1, "adam", front)
+    for base in ("adamw", "sgd"):
+        for front in ours:
+            yield cell("v5p", 1, base, front)
+    for chip, devices in TOPOLOGIES:
+        for front in (*ours, "clip_by_global_norm", "adaptive_grad_clip"):
+            yield cell(chip, devices, "adam", front)
+    for front in ours:
+        yield cell("v5p", 1, "adam", front, "bfloat16")
+    for front in ours:
+        yield {"chip": "v5p", "devices": 1, "base": "adam", "arm": front, "program": "transformer"}
+
+
+def measure(cell: dict[str, Any]) -> dict[str, Any]:
+    """Compile one cell and count."""
+    mesh = jax.sharding.Mesh(_devices(cell["chip"], cell["devices"]), ("x",))
+
+    def spec(tree: PyTree, shard: bool = True) -> PyTree:
+        def one(leaf: Any) -> jax.ShapeDtypeStruct:
+            is_large = shard and leaf.ndim == 2 and leaf.shape[0] % mesh.size == 0
+            axes = jax.sharding.PartitionSpec(*["x"] * is_large)
+            return jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=jax.sharding.NamedSharding(mesh, axes)
+            )
+
+        return jax.tree.map(one, tree)
+
+    tx = arm(cell["arm"], cell["base"])
+    if cell.get("program") == "transformer":
+        params, batch = parameters_and_batch()
+
+        def train(params: PyTree, state: PyTree, batch: PyTree) -> tuple[PyTree, PyTree]:
+            return step_of(tx)(params, state, jax.grad(loss_of)(params, batch))
+
+        function, last, unit = train, spec(batch, shard=False), None
+    else:
+        params = {f"kernel_{i}": jax.ShapeDtypeStruct(SHAPE, jnp.float32) for i in range(LEAVES)}
+        grads = {
+            name: jax.ShapeDtypeStruct(leaf.shape, cell["grads"]) for name, leaf in params.items()
+        }
+        function, last = step_of(tx), spec(grads)
+        unit = LEAVES * SHAPE[0] * SHAPE[1] * 4 / cell["devices"]
+    state = jax.eval_shape(tx.init, params)
+    lowered = jax.jit(function, donate_argnums=(0, 1)).lower(spec(params), spec(state), last)
+    compiled = lowered.compile()
+    text = compiled.as_text() or ""
+    costs: Any = compiled.cost_analysis()
+    memory: Any = compiled.memory_analysis()
+    counted = {
+        "bytes": costs["bytes accessed"],
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "state_bytes": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)),
+        **all_reduces(text),
+    }
+    if unit is not None:
+        counted |= {
+            "gradient_reads": costs["bytes accessed"] / unit,
+            "passes": passes(text, num_gradients=LEAVES),
+        }
+    return counted
+
+
+@functools.cache
+def _devices(chip: str, count: int) -> np.ndarray:
+    # Read by libtpu when it is loaded.
+    os.environ |= {
+        "TPU_ACCELERATOR_TYPE": "v5p-8",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+    }
+    from jax.experimental import topologies
+
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip, count])
+    return np.array(topology.devices[:count])
+
+
+def entry_of(text: str) -> str:
+    """The entry computation of a compiled module: what every step runs."""
+    entry = text[text.index("\nENTRY") :]
+    return entry[: entry.index("\n}")]
+
+
+def passes(text: str, num_gradients: int) -> int:
+    """The most operations of the entry computation that read the same gradient.
+
+    The gradients are the last parameters. Tuples, such as the operands of a branch, read nothing.
+    """
+    entry = entry_of(text)
+    names = {
+        int(number): name for name, number in re.findall(r"%(\S+) = \S+ parameter\((\d+)\)", entry)
+    }
+    gradients = [names[number] for number in sorted(names)[-num_gradients:]]
+    operations = re.findall(r"%\S+ = .*? ([\w-]+)\((.*?)\)", entry)
+    readers = [
+        sum(
+            operation not in ("tuple", "conditional", "bitcast")
+            and gradient in re.findall(r"%([\w.\-]+)", operands)
+            for operation, operands in operations
+        )
+        for gradient in gradients
+    ]
+    return max(readers)
+
+
+def all_reduces(text: str) -> dict[str, int]:
+    """Of every step: how many there are, and how many numbers they carry."""
+    found = re.findall(r"= (.*?) all-reduce(?:-start)?\(", entry_of(text))
+    floats = sum(
+        int(np.prod([int(n) for n in shape.split(",") if n] or [1]))
+        for result in found
+        for shape in re.findall(r"\w+\[([\d,]*)\]", result)
+    )
+    return {"all_reduces": len(found), "all_reduced_numbers": floats}
