@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 from rich.progress import track
 
-from benchmarks.cost import growth, records, times, tpu
+from benchmarks.cost import growth, records, report, times, tpu
 
 KINDS = {"tpu": tpu, "time": times, "growth": growth}
 
@@ -23,9 +23,12 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("kind", choices=[*KINDS, "report"])
     parser.add_argument("--records", type=Path, default=records.RECORDS, help="folder to append to")
     options = parser.parse_args()
+    if options.kind == "report":
+        report.write(folder=options.records)
+        return
     if options.kind == "tpu":
         jax.config.update("jax_platforms", "cpu")  # libtpu is there, a TPU need not be
     kind = KINDS[options.kind]

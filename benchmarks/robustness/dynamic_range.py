@@ -620,8 +620,8 @@ def _verdict(holds: bool) -> str:
 
 
 TPU_NOTE = """\
-HLO has six float32 reductions in one pass over the entries and leaves their order open. The
-low-level program has float32 vector additions only: one accumulator of 8 x 128 lanes for each sum
+HLO has float32 reductions in one pass over the entries and leaves their order open. The low-level
+program has float32 vector additions only: one accumulator of 8 x 128 lanes for each sum
 and core; the vectors of a window are added to each other one after another (chain), then the window
 to the accumulator; then lanes and cores. Depth: additions from an entry to its sum, at most; the
 rounding of a sum of one sign is at most depth x 2^-24. Not visible: how the hardware rounds, what

@@ -1,0 +1,140 @@
+"""The tables of docs/cost.md and its picture, from the records."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from benchmarks.cost.arms import WHOLE
+from benchmarks.cost.records import RECORDS, read
+
+PAGE = Path("docs/cost.md")
+PICTURE = Path("docs/images/cost.png")
+
+
+def write(page: Path = PAGE, picture: Path = PICTURE, folder: Path = RECORDS) -> None:
+    """Put the tables between the page's markers, and draw the picture."""
+    text = page.read_text()
+    for name, lines in tables(folder).items():
+        found = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+        text, count = re.subn(found, rf"\g<1>{lines}\n\g<2>", text, flags=re.DOTALL)
+        if count != 1:
+            raise ValueError(f"{page} has {count} places for the table {name!r}; it takes one.")
+    page.write_text(text)
+    draw(picture, folder)
+
+
+def tables(folder: Path = RECORDS) -> dict[str, str]:
+    """Each table as Markdown, by the name of its marker."""
+    return {
+        "tpu": _markdown(
+            ["chip", "chips", "base", "gradients", "arm", "bytes", "later steps", "passes",
+             "all-reduces", "temporary"],
+            tpu_rows(folder),
+        ),
+        "time": _markdown(["device", "base", "parameters", *_fronts(folder)], time_rows(folder)),
+        "growth": _markdown(
+            ["backend", "leaves", "arm", "tracing", "compilation", "instructions"],
+            growth_rows(folder),
+        ),
+    }  # fmt: skip
+
+
+def tpu_rows(folder: Path) -> Iterator[list[str]]:
+    """Ratios of bytes to the base optimizer alone on the same chips."""
+    keys = ("chip", "devices", "base", "grads", "program")
+    for key, records in _grouped(read("tpu", folder), keys).items():
+        alone = records["alone"]
+        for arm, record in records.items():
+            if arm == "alone":
+                continue
+            yield [
+                str(key[0]),
+                str(key[1]),
+                "-" if arm in WHOLE else str(key[2]),
+                str(key[3] or key[4]),
+                arm,
+                f"{record['bytes'] / alone['bytes']:.4f}",
+                f"{record['later_bytes'] / alone['bytes']:.4f}",
+                str(record.get("passes", "")),
+                _counts(record),
+                f"{(record['temporary_bytes'] - alone['temporary_bytes']) / 2**20:+.1f} MiB",
+            ]
+
+
+def _counts(record: dict[str, Any]) -> str:
+    count, numbers = record["all_reduces"], record["all_reduced_numbers"]
+    return f"{count} of {numbers}" if count else "0"
+
+
+def time_rows(folder: Path) -> Iterator[list[str]]:
+    """Medians and quartiles of the ratios of times."""
+    for record in read("time", folder):
+        cells = []
+        for front in _fronts(folder):
+            median, low, high = record["ratios"][front]
+            cells.append(f"{median:.2f} ({low:.2f}-{high:.2f})")
+        yield [record["device"], record["base"], f"{record['parameters']:.0e}", *cells]
+
+
+def _fronts(folder: Path) -> list[str]:
+    records = read("time", folder)
+    return [front for front in records[0]["ratios"] if front != "alone"] if records else []
+
+
+def growth_rows(folder: Path) -> Iterator[list[str]]:
+    """Ratios to the base optimizer alone."""
+    keys = ("backend", "leaves", "layers")
+    for (backend, leaves, layers), records in _grouped(read("growth", folder), keys).items():
+        alone = records["alone"]
+        for arm, record in records.items():
+            if arm != "alone":
+                trace = _sum(record, "trace", "lower") / _sum(alone, "trace", "lower")
+                yield [
+                    backend,
+                    f"{leaves} of {layers} layers" if layers else str(leaves),
+                    arm,
+                    f"{trace:.2f}",
+                    f"{record['compile_seconds'] / alone['compile_seconds']:.2f}",
+                    f"{record['instructions'] / alone['instructions']:.2f}",
+                ]
+
+
+def _sum(record: dict[str, Any], *phases: str) -> float:
+    return sum(record[f"{phase}_seconds"] for phase in phases)
+
+
+def _grouped(
+    records: Sequence[dict[str, Any]], keys: Sequence[str]
+) -> dict[tuple[Any, ...], dict[str, dict[str, Any]]]:
+    groups: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = defaultdict(dict)
+    for record in records:
+        groups[tuple(record.get(key) for key in keys)][record["arm"]] = record
+    return groups
+
+
+def _markdown(head: Sequence[str], rows: Iterator[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def draw(path: Path, folder: Path) -> None:
+    """Bytes of every arm beside Adam's, on one TPU v5p."""
+    keys = ("chip", "devices", "base", "grads", "program")
+    records = _grouped(read("tpu", folder), keys)["v5p", 1, "adam", "float32", None]
+    shown = {arm: record for arm, record in records.items() if arm != "muon"}  # off the scale
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    names = list(reversed(shown))
+    ratios = [shown[name]["later_bytes"] / records["alone"]["bytes"] for name in names]
+    colors = ["tab:orange" if "stablegrad" in name else "tab:gray" for name in names]
+    bars = axes.barh([n.replace("alone", "adam alone") for n in names], ratios, color=colors)
+    axes.bar_label(bars, fmt="%.3f", padding=3)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlabel("bytes accessed by a step after the first, beside optax.adam (TPU v5p)")
+    axes.set_xlim(0, max(ratios) * 1.12)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
