@@ -7,6 +7,7 @@ ARGS ?=
 VENV := .venv
 FLOORS := .venv-floors
 OPTAX := .venv-optax
+TPU := .venv-tpu
 WHEEL := .venv-wheel
 BIN := $(VENV)/bin
 
@@ -20,8 +21,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-floors test-optax lint format format-check types check notebooks \
-	build test-wheel clean
+.PHONY: help env demo test test-floors test-optax test-tpu cost lint format format-check types check \
+	notebooks build test-wheel clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +40,15 @@ test-floors: $(FLOORS)/.floors ## run the package's tests on the oldest supporte
 
 test-optax: $(OPTAX)/.optax ## run optax's own tests, of a pinned release, against the package
 	$(OPTAX)/bin/python -m pytest tests/optax_suites $(ARGS)
+
+test-tpu: $(TPU)/.tpu ## count the passes of the program that the TPU's compiler makes
+	JAX_PLATFORMS=cpu $(TPU)/bin/python -m pytest tests/test_cost.py $(ARGS)
+
+cost: $(TPU)/.tpu ## measure what the transform costs, and write the tables of docs/cost.md
+	JAX_PLATFORMS=cpu $(TPU)/bin/python -m benchmarks.cost tpu
+	$(TPU)/bin/python -m benchmarks.cost time
+	$(TPU)/bin/python -m benchmarks.cost growth
+	$(TPU)/bin/python -m benchmarks.cost report
 
 lint: $(VENV)/.dev ## check the style rules
 	$(BIN)/ruff check
@@ -69,7 +79,7 @@ test-wheel: build ## install the built wheel alone in an empty environment and i
 	cd $(WHEEL) && bin/python -I -c "import stablegrad_optax as s; print(s.__name__, s.__version__)"
 
 clean: ## remove the environments, what was built and the caches
-	rm -rf $(VENV) $(FLOORS) $(OPTAX) $(WHEEL) dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FLOORS) $(OPTAX) $(TPU) $(WHEEL) dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Environments. Each ends in a stamp that is newer than pyproject.toml, so that a second call does
@@ -111,4 +121,9 @@ $(FLOORS)/.floors: pyproject.toml
 $(OPTAX)/.optax: pyproject.toml
 	$(call make_venv,$(OPTAX))
 	$(OPTAX)/bin/python -m pip install --quiet --editable ".[optax-suites]"
+	@touch $@
+
+$(TPU)/.tpu: pyproject.toml
+	$(call make_venv,$(TPU))
+	$(TPU)/bin/python -m pip install --quiet --editable ".[tpu]"
 	@touch $@

@@ -19,6 +19,8 @@ def write(page: Path = PAGE, picture: Path = PICTURE, folder: Path = RECORDS) ->
     """Put the tables between the page's markers, and draw the picture."""
     text = page.read_text()
     for name, lines in tables(folder).items():
+        if not read(name, folder):
+            continue
         found = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
         text, count = re.subn(found, rf"\g<1>{lines}\n\g<2>", text, flags=re.DOTALL)
         if count != 1:
@@ -133,7 +135,7 @@ def draw(path: Path, folder: Path) -> None:
     bars = axes.barh([n.replace("alone", "adam alone") for n in names], ratios, color=colors)
     axes.bar_label(bars, fmt="%.3f", padding=3)
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("bytes accessed by a step after the first, beside optax.adam (TPU v5p)")
+    axes.set_xlabel("bytes of a later step, beside optax.adam alone (TPU v5p)")
     axes.set_xlim(0, max(ratios) * 1.12)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)

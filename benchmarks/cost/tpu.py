@@ -101,7 +101,9 @@ def _measure(cell: dict[str, Any]) -> dict[str, Any]:
         "state_bytes": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)),
         **all_reduces(text),
     }
-    if "program" not in cell:
+    if "program" in cell:
+        counted["sums_on_matmuls"] = sums_on_matmuls(text)
+    else:
         counted["passes"] = passes(text, num_gradients=LEAVES)
     return counted
 
@@ -146,6 +148,13 @@ def passes(text: str, num_gradients: int) -> int:
         for gradient in gradients
     ]
     return max(readers)
+
+
+def sums_on_matmuls(text: str) -> int:
+    """The operations of the entry computation that are a matrix product and its sums in one."""
+    named = re.findall(r"= \((?:f32\[\]\S* )+.* fusion\(.*calls=%([\w.\-]+)", entry_of(text))
+    bodies = [text[text.index(f"\n%{name} ") :].partition("\n}")[0] for name in named]
+    return sum(" convolution(" in body for body in bodies)
 
 
 def all_reduces(text: str) -> dict[str, int]:

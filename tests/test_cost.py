@@ -1,0 +1,112 @@
+"""The cost benchmark: what it counts, and how many passes the compiled TPU program makes."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+
+from benchmarks.cost import arms, records, report, times, tpu
+
+MODULE = """\
+HloModule step
+
+%sums (g.1: f32[8,8]) -> (f32[], f32[], f32[8,8]) {
+  %g.1 = f32[8,8] parameter(0)
+  %product = f32[8,8] convolution(%g.1, %g.1)
+}
+
+%branch (p: (f32[8,8])) -> f32[] {
+  %inside = f32[] fusion(%p), calls=%sums
+}
+
+ENTRY %main (p.1: f32[8,8], g.1: f32[8,8]) -> f32[8,8] {
+  %p.1 = f32[8,8]{1,0} parameter(0)
+  %g.1 = f32[8,8]{1,0} parameter(1)
+  %operands = (f32[8,8]) tuple(%g.1)
+  %first = f32[] conditional(%c, %operands, %operands)
+  %both = (f32[], f32[], f32[8,8]{1,0}) fusion(%g.1), kind=kOutput, calls=%sums
+  %reduced = (f32[3]{0}, f32[2]{0}) all-reduce(%a, %b), to_apply=%add
+  ROOT %new = f32[8,8]{1,0} fusion(%p.1, %g.1), kind=kLoop, calls=%other
+}
+"""
+
+
+def test_passes_are_those_of_every_step() -> None:
+    assert tpu.passes(MODULE, num_gradients=1) == 2
+    assert tpu.passes(MODULE.replace("fusion(%p.1, %g.1)", "fusion(%p.1)"), 1) == 1
+
+
+def test_sums_and_reductions_are_found() -> None:
+    assert tpu.sums_on_matmuls(MODULE) == 1
+    assert tpu.sums_on_matmuls(MODULE.replace("convolution", "add")) == 0
+    assert tpu.all_reduces(MODULE) == {"all_reduces": 1, "all_reduced_numbers": 5}
+
+
+def test_what_is_recorded_is_not_measured_again(tmp_path: Path) -> None:
+    calls = []
+
+    def measure() -> dict[str, Any]:
+        calls.append(1)
+        return {"bytes": 7.0}
+
+    for _ in range(2):
+        record = records.measured("tpu", {"arm": "alone"}, measure, tmp_path)
+    records.measured("tpu", {"arm": "other"}, measure, tmp_path)
+    assert len(calls) == 2
+    assert record["bytes"] == 7.0
+    assert "jax" in record["versions"]
+    assert len((tmp_path / "cost_tpu.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.standard_promotion
+@pytest.mark.parametrize("front", [*arms.FRONTS, *arms.WHOLE])
+def test_every_arm_takes_a_step(front: str) -> None:
+    tx = arms.arm(front, "adam")
+    params = {"kernel": jnp.arange(1.0, 13).reshape(4, 3), "bias": jnp.arange(3.0)}
+    stepped, _ = arms.step_of(tx)(params, tx.init(params), params)
+    assert jnp.all(jnp.isfinite(stepped["kernel"]))
+    assert not jnp.array_equal(stepped["kernel"], params["kernel"])
+
+
+@pytest.mark.standard_promotion
+def test_times_are_ratios_of_all_arms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(times, "TURNS", {100: 2})
+    ratios = times.measure({"base": "sgd", "parameters": 100})["ratios"]
+    assert set(ratios) == set(arms.FRONTS)
+    assert ratios["alone"] == [1, 1, 1]
+
+
+def test_the_report_is_that_of_the_records(tmp_path: Path) -> None:
+    page = tmp_path / "cost.md"
+    page.write_text(report.PAGE.read_text())
+    report.write(page, tmp_path / "cost.png")
+    assert page.read_text() == report.PAGE.read_text()
+    assert (tmp_path / "cost.png").stat().st_size > 0
+    for line in records.read("tpu"):
+        assert json.dumps(line["arm"])[1:-1] in page.read_text()
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: make test-tpu"
+)
+@pytest.mark.standard_promotion
+class TestTpuProgram:
+    """Counts, by the TPU's compiler, that may not grow."""
+
+    @pytest.mark.parametrize("base", arms.BASES)
+    @pytest.mark.parametrize(
+        ("front", "passes"), [("alone", 1), ("stablegrad", 2), ("stablegrad, delayed", 1)]
+    )
+    def test_passes_over_each_gradient(self, base: str, front: str, passes: int) -> None:
+        cell = {"chip": "v5p", "devices": 1, "base": base, "arm": front, "grads": "float32"}
+        assert tpu.measure(cell)["passes"] == passes
+
+    @pytest.mark.parametrize("front", ["stablegrad", "stablegrad, delayed"])
+    def test_sharded_layers_take_one_reduction(self, front: str) -> None:
+        cell = {"chip": "v5p", "devices": 4, "base": "adam", "arm": front, "grads": "float32"}
+        counted = tpu.measure(cell)
+        assert counted["all_reduces"] == 1
+        assert counted["all_reduced_numbers"] == 5 * tpu.LEAVES
