@@ -282,17 +282,21 @@ class Layout:
 
     def split(self, vector: jax.Array) -> list[jax.Array]:
         """The vector's pieces, flat, one for each leaf of ``scaled``."""
-        sizes = [leaf.num_layers for leaf in self.scaled]
-        return jax.lax.platform_dependent(
-            vector, cpu=partial(_split_apart, sizes=sizes), default=partial(_split, sizes=sizes)
-        )
+        return _split_as_the_platform_does(vector, tuple(leaf.num_layers for leaf in self.scaled))
 
 
-def _split(vector: jax.Array, sizes: list[int]) -> list[jax.Array]:
+@partial(jax.jit, static_argnums=1)  # without it, every call outside of jit would be compiled anew
+def _split_as_the_platform_does(vector: jax.Array, sizes: tuple[int, ...]) -> list[jax.Array]:
+    return jax.lax.platform_dependent(
+        vector, cpu=partial(_split_apart, sizes=sizes), default=partial(_split, sizes=sizes)
+    )
+
+
+def _split(vector: jax.Array, sizes: tuple[int, ...]) -> list[jax.Array]:
     return jnp.split(vector, np.cumsum(sizes)[:-1]) if sizes else []
 
 
-def _split_apart(vector: jax.Array, sizes: list[int]) -> list[jax.Array]:
+def _split_apart(vector: jax.Array, sizes: tuple[int, ...]) -> list[jax.Array]:
     """The same, but all pieces of one entry come out of one operation.
 
     XLA:CPU compiles operations that are alike only once, and merges a slice into all that use it,
