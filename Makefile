@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+# Tests run in one process per core.
+PYTEST := python -m pytest -n auto --dist worksteal
 
 VENV := .venv
 FLOORS := .venv-floors
@@ -33,16 +35,16 @@ demo: $(VENV)/.demo ## run the demo; ARGS="--problem poisson" chooses, ARGS=--he
 	@$(BIN)/python -m benchmarks.demo $(ARGS)
 
 test: $(VENV)/.dev ## run the whole test suite
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/$(PYTEST) $(ARGS)
 
 test-floors: $(FLOORS)/.floors ## run the package's tests on the oldest supported versions
-	$(FLOORS)/bin/python -m pytest stablegrad_optax $(PACKAGE_TESTS) $(ARGS)
+	$(FLOORS)/bin/$(PYTEST) stablegrad_optax $(PACKAGE_TESTS) $(ARGS)
 
 test-optax: $(OPTAX)/.optax ## run optax's own tests, of a pinned release, against the package
-	$(OPTAX)/bin/python -m pytest tests/optax_suites $(ARGS)
+	$(OPTAX)/bin/$(PYTEST) tests/optax_suites $(ARGS)
 
 test-tpu: $(TPU)/.tpu ## count the passes of the program that the TPU's compiler makes
-	JAX_PLATFORMS=cpu $(TPU)/bin/python -m pytest tests/test_cost.py $(ARGS)
+	JAX_PLATFORMS=cpu $(TPU)/bin/$(PYTEST) tests/test_cost.py $(ARGS)
 
 cost: $(TPU)/.tpu ## measure what the transform costs, and write the tables of docs/cost.md
 	JAX_PLATFORMS=cpu $(TPU)/bin/python -m benchmarks.cost tpu

@@ -43,7 +43,8 @@ def _pooled_scale(scale: jax.Array, entries: np.ndarray) -> jax.Array:
     unit = jax.lax.stop_gradient(jnp.where(seen, largest, 1))  # it cancels
     share = jnp.asarray(entries / max(entries.sum(), 1), scale.dtype)
     mean_square = jnp.sum(share * (scale / unit) ** 2)
-    return unit * jnp.sqrt(jnp.where(seen, mean_square, 1))
+    pooled = unit * jnp.sqrt(jnp.where(seen, mean_square, 1))
+    return jnp.maximum(pooled, jnp.finfo(scale.dtype).tiny)  # many dead layers beside a small one
 
 
 def apply_gain(gain: Gain, updates: PyTree, layout: Layout) -> PyTree:

@@ -92,18 +92,18 @@ def _sums(
     largest = float(jnp.finfo(dtype).max)
 
     # XLA folds constants across multiplications, those that made x and those that square it, and
-    # such a product overflows or vanishes; it folds nothing through a minimum or maximum. No two
-    # sums share one, nor a bound, for XLA:CPU would write what they share to memory.
+    # such a product overflows or vanishes; it folds nothing through a minimum, a maximum or an
+    # absolute value. No two sums share one, for XLA:CPU would write what they share to memory.
     def within(x: jax.Array, bound: float, factor: float) -> jax.Array:
         return jnp.minimum(jnp.maximum(x, -bound) * factor, bound * factor)
 
     def roots_of_squares(x: jax.Array) -> list[jax.Array]:
-        middle = jnp.minimum(jnp.abs(x), limit)
-        return [within(x, largest, 1 / unit), middle, within(x, 2 * limit / unit, unit)]
+        # The first has no upper bound, so that it is finite only where all entries are.
+        big = jnp.maximum(jnp.abs(x) * (1 / unit), 1 / unit)
+        return [big, jnp.maximum(x, -limit), within(x, 2 * limit / unit, unit)]
 
     def in_two_units(x: jax.Array) -> list[jax.Array]:
-        # The first has no bound, so that it is finite only where all entries are.
-        return [x * (1 / shift), within(x, 4 * limit, shift)]
+        return [within(x, largest, 1 / shift), within(x, 4 * limit, shift)]
 
     real = jnp.real(values).astype(dtype)
     squares = [x * x for x in roots_of_squares(real)]
@@ -150,5 +150,4 @@ def _from_sums(sums: list[jax.Array], entries: np.ndarray, centered: np.ndarray)
     statistic = jnp.where(has_std, rms * root(variance_fraction), rms)
     # 0 is kept for "all entries are 0": a statistic below the normal range counts as its end.
     statistic = jnp.where(norm > 0, jnp.clip(statistic, limits.tiny, limits.max), 0)
-    is_finite = jnp.all(jnp.isfinite(jnp.stack(entry_sums[::2])), axis=0)
-    return jnp.where(is_finite, statistic, jnp.nan)
+    return jnp.where(jnp.isfinite(big), statistic, jnp.nan)

@@ -12,6 +12,7 @@ from cases import SMALL, SMALL_AXES, SMALL_LAYERS, normal
 from oracle import Oracle
 
 from stablegrad_optax import StableGradState, stablegrad
+from stablegrad_optax._reference import faded
 
 Tree = Any
 
@@ -133,3 +134,9 @@ def test_sgd_with_a_reference_that_falls_settles_where_a_kept_one_circles() -> N
 
     assert distance(0.0) > 0.1
     assert distance(1.0) < 1e-6
+
+
+def test_meta_gradients_are_finite_where_a_scale_grows_past_its_peak_without_bound() -> None:
+    scale, peak = jnp.asarray([1e5, 1.0]), jnp.asarray([1e-36, 1.0])
+    for slope in jax.jit(jax.grad(faded, argnums=(1, 2)))(1.0, scale, peak, 2**-23):
+        np.testing.assert_array_equal(slope, 0)

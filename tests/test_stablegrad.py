@@ -396,3 +396,15 @@ def test_under_apply_if_finite_the_trajectory_equals_one_without_the_faulty_step
     clean = trajectory(False)
     chex.assert_tree_all_finite(clean)
     chex.assert_trees_all_equal(trajectory(True), clean)
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.5, 0.9])
+def test_a_tiny_layer_beside_many_dead_entries_stays_finite(balance: float) -> None:
+    grads = {
+        "live": jnp.tile(jnp.asarray([1e-36, -1e-36]), (4, 2)),
+        "dead": jnp.zeros((3000, 3000)),
+    }
+    tx = stablegrad(balance=balance)
+    updates, _ = jax.jit(tx.update)(grads, tx.init(grads))
+    assert np.all(np.isfinite(updates["live"]))
+    assert np.all(np.abs(updates["live"]) > 0)

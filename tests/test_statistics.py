@@ -418,3 +418,25 @@ def test_statistic_equals_the_oracle_inside_a_whole_training_step() -> None:
         _, state = step(grads, state)
         scale = optax.tree.get(state, "grad_scale")
         np.testing.assert_allclose(scale, statistic(grads["w"], True), rtol=RTOL)
+
+
+@pytest.mark.parametrize("factor", [1.5, 2.0])
+def test_an_infinity_that_a_constant_makes_in_the_same_program_is_seen(factor: float) -> None:
+    params = {"w": jnp.ones((64, 64))}
+    tx = stablegrad()
+    state = tx.init(params)._replace(grad_scale=jnp.ones(1))
+
+    @jax.jit
+    def step(x: jax.Array) -> Any:
+        return tx.update({"w": x * jnp.float32(factor)}, state)
+
+    for sign in (1, -1):
+        _, new = step(jnp.ones((64, 64)).at[0, 0].set(sign * 3e38))
+        np.testing.assert_array_equal(new.grad_scale, state.grad_scale)
+
+
+def test_a_mean_that_a_constant_makes_in_the_same_program_is_seen() -> None:
+    entries = np.random.default_rng(0).normal(1, 0.1, (1024, 256)) * 2.0**126
+    entries, factor = entries.astype(np.float32).ravel(), np.float32(2.0**-87)
+    scales = jax.jit(lambda x: measure(x * factor)[0])(jnp.asarray(entries))
+    np.testing.assert_allclose(scales, expected(entries * factor), rtol=RTOL)

@@ -67,14 +67,14 @@ MUTATIONS = [
     Mutation(
         "no NaN for a non-finite entry",
         "statistics",
-        "jnp.where(is_finite, statistic, jnp.nan)",
+        "jnp.where(jnp.isfinite(big), statistic, jnp.nan)",
         "statistic",
     ),
     Mutation(
         "big entries dropped",
         "statistics",
-        "[within(x, largest, 1 / unit), middle",
-        "[jnp.zeros_like(x), middle",
+        "[big, jnp.maximum(x, -limit)",
+        "[jnp.zeros_like(x), jnp.maximum(x, -limit)",
     ),
     Mutation(
         "small entries dropped",
@@ -96,6 +96,12 @@ MUTATIONS = [
     ),
     Mutation(
         "squares of too large entries", "statistics", "(84, 48, -72, 40)", "(84, 70, -28, 40)"
+    ),
+    Mutation(
+        "an infinity made by a constant is folded away",
+        "statistics",
+        "jnp.maximum(jnp.abs(x) * (1 / unit), 1 / unit)",
+        "jnp.maximum(x * (1 / unit), -largest)",
     ),
     Mutation(
         "nothing against constant folding before a factor",
