@@ -77,7 +77,7 @@ build: $(VENV)/.dev ## build the source distribution and the wheel into dist/
 
 test-wheel: build ## install the built wheel alone in an empty environment and import it
 	$(call make_venv,$(WHEEL))
-	$(WHEEL)/bin/python -m pip install --quiet dist/*.whl
+	$(WHEEL)/bin/python -m pip install --quiet --no-compile dist/*.whl
 	cd $(WHEEL) && bin/python -I -c "import stablegrad_optax as s; print(s.__name__, s.__version__)"
 
 clean: ## remove the environments, what was built and the caches
@@ -102,11 +102,11 @@ $(BIN)/python:
 	$(call make_venv,$(VENV))
 
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable ".[demo]"
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[demo]"
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[dev]"
 	@touch $@ $(VENV)/.demo
 
 $(FLOORS)/.floors: pyproject.toml
@@ -116,16 +116,16 @@ $(FLOORS)/.floors: pyproject.toml
 	extras = project["optional-dependencies"]; \
 	bounds = project["dependencies"] + extras["flax"] + extras["test"]; \
 	print(*(b.replace(">=", "==") for b in bounds if ">=" in b), sep="\n")' > $(FLOORS)/floors.txt
-	$(FLOORS)/bin/python -m pip install --quiet --constraint $(FLOORS)/floors.txt \
+	$(FLOORS)/bin/python -m pip install --quiet --no-compile --constraint $(FLOORS)/floors.txt \
 	--editable ".[test]"
 	@touch $@
 
 $(OPTAX)/.optax: pyproject.toml
 	$(call make_venv,$(OPTAX))
-	$(OPTAX)/bin/python -m pip install --quiet --editable ".[optax-suites]"
+	$(OPTAX)/bin/python -m pip install --quiet --no-compile --editable ".[optax-suites]"
 	@touch $@
 
 $(TPU)/.tpu: pyproject.toml
 	$(call make_venv,$(TPU))
-	$(TPU)/bin/python -m pip install --quiet --editable ".[tpu]"
+	$(TPU)/bin/python -m pip install --quiet --no-compile --editable ".[tpu]"
 	@touch $@

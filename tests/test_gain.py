@@ -79,11 +79,13 @@ def test_meta_gradients_are_finite_at_zero_gradients(
     @jax.grad
     def slope(knobs: dict[str, jax.Array]) -> jax.Array:
         grads = {k: g * knobs[k] for k, g in normal(SMALL).items()}
-        state, total = tx.init(grads), jnp.float32(0)
-        for _ in range(STEPS):
+
+        def step(state: Any, _: None) -> tuple[Any, jax.Array]:
             updates, state = tx.update(grads, state)
-            total += sum(jnp.sum(WEIGHTS[k] * u) for k, u in updates.items())
-        return total
+            weighed = [jnp.sum(WEIGHTS[k] * u) for k, u in updates.items()]
+            return state, jnp.sum(jnp.stack(weighed))
+
+        return jnp.sum(jax.lax.scan(step, tx.init(grads), length=STEPS)[1])
 
     slopes = slope({k: jnp.float32(0.0 if k in dead else 1.0) for k in SMALL})
     assert all(np.isfinite(value) for value in slopes.values())
