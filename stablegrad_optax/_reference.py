@@ -20,9 +20,10 @@ def faded(
     if peak is None:
         return constant
     has_peak, limit = peak > 0, jnp.asarray(fade_below, scale.dtype)
-    below = jnp.where(has_peak, jnp.minimum(scale, peak), scale)
     left = jnp.where(
-        has_peak, quotient(below, jnp.where(has_peak, peak, 1)), jnp.where(scale > 0, 1, 0)
+        has_peak,
+        quotient(jnp.minimum(scale, peak), jnp.where(has_peak, peak, 1)),
+        jnp.where(scale > 0, 1, 0),
     )
     most = jnp.where(jnp.any(has_peak), jnp.max(left, initial=0), 1)
     is_low = most < limit

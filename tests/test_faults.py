@@ -45,6 +45,13 @@ def clean_behind(behind: Any) -> Run:
     return behind(CLEAN)
 
 
+def assert_it_goes_on(runner: Any, fault: Any, clean: Run) -> None:
+    finite, ratio, accuracy = outcome(runner, fault, clean)
+    assert finite
+    assert ratio < 4
+    assert accuracy > 0.9
+
+
 def test_the_faults_are_those_of_the_issue() -> None:
     """NaN and both infinities x entry, layer, all x first step, mid-run x once, ten in a row."""
     assert len(set(NON_FINITE)) == 3 * 3 * 2 * 2
@@ -77,10 +84,7 @@ def test_with_the_guard_behind_it_a_step_that_is_faulty_everywhere_is_as_if_it_h
 def test_with_the_guard_behind_it_a_fault_in_some_layers_leaves_every_number_finite(
     behind: Any, clean_behind: Run, fault: Any
 ) -> None:
-    finite, ratio, accuracy = outcome(behind, fault, clean_behind)
-    assert finite
-    assert ratio < 4
-    assert accuracy > 0.9
+    assert_it_goes_on(behind, fault, clean_behind)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +93,4 @@ def test_with_the_guard_behind_it_a_fault_in_some_layers_leaves_every_number_fin
 def test_after_a_finite_fault_the_run_goes_on_and_the_scales_come_back(
     around: Any, clean_around: Run, fault: Any
 ) -> None:
-    finite, ratio, accuracy = outcome(around, fault, clean_around)
-    assert finite
-    assert ratio < 4
-    assert accuracy > 0.9
+    assert_it_goes_on(around, fault, clean_around)

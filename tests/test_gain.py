@@ -17,6 +17,8 @@ STEPS = 3
 DIRECTION, WEIGHTS = normal(SMALL, seed=1), normal(SMALL, seed=2)
 OPTIONS: list[dict[str, Any]] = [
     {"decay": 0.0},
+    {"decay": 0.5},
+    {"decay": 0.5, "balance": 0.5},
     {"decay": 0.5, "balance": 0.0, "fade_below": 1.0},
     {"decay": 0.5, "balance": 0.3, "delayed": True},
 ]

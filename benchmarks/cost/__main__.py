@@ -1,8 +1,9 @@
 """Measure a kind of cost, line by line; what is recorded is not measured again.
 
-python -m benchmarks.cost tpu       bytes and passes, by the TPU compiler of the package libtpu
-python -m benchmarks.cost time      time of the step on the CPU or GPU at hand
-python -m benchmarks.cost growth    tracing and compilation, by the number of leaves
+tpu       bytes and passes, by the TPU compiler of the package libtpu
+time      time of the step on the CPU or GPU at hand
+growth    tracing and compilation, by the number of leaves
+report    the tables and the picture of docs/cost.md, from the records
 """
 
 import argparse

@@ -33,14 +33,17 @@ def cells() -> Iterator[dict[str, Any]]:
 def measure(cell: dict[str, Any]) -> dict[str, Any]:
     """Trace, lower and compile once."""
     _compiled(arm("alone", "adam"), 1, SHAPE)
-    tx, shape = arm(cell["arm"], "adam"), SHAPE
-    if "layers" in cell:
-        shape = (cell["layers"], *SHAPE)
-        if cell["arm"] != "alone":
-            delayed = cell["arm"].endswith("delayed")
-            front = stablegrad(delayed=delayed, layers=stacked("kernel"))
-            tx = optax.chain(front, arm("alone", "adam"))
-    return _compiled(tx, cell["leaves"], shape)
+    if "layers" not in cell:
+        return _compiled(arm(cell["arm"], "adam"), cell["leaves"], SHAPE)
+    return _compiled(_of_stacked_layers(cell["arm"]), cell["leaves"], (cell["layers"], *SHAPE))
+
+
+def _of_stacked_layers(front: str) -> optax.GradientTransformation:
+    base = arm("alone", "adam")
+    if front == "alone":
+        return base
+    layers = stacked("kernel")
+    return optax.chain(stablegrad(delayed=front.endswith("delayed"), layers=layers), base)
 
 
 def _compiled(tx: Any, leaves: int, shape: tuple[int, ...]) -> dict[str, Any]:

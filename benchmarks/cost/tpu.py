@@ -6,8 +6,6 @@ second time without that branch: what the steps after the first one move. The pa
 the entry computation, which is what every step runs: the operations that read a gradient there.
 """
 
-import functools
-import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +17,7 @@ import numpy as np
 
 from benchmarks.cost.arms import FRONTS, WHOLE, arm, step_of
 from benchmarks.cost.transformer import loss_of, parameters_and_batch
+from benchmarks.tpu_compiler import devices, entry_of
 
 PyTree = Any
 
@@ -44,9 +43,9 @@ def cells() -> Iterator[dict[str, Any]]:
     for base in ("adamw", "sgd"):
         for front in ours:
             yield cell("v5p", 1, base, front)
-    for chip, devices in TOPOLOGIES:
+    for chip, count in TOPOLOGIES:
         for front in (*ours, "clip_by_global_norm", "adaptive_grad_clip"):
-            yield cell(chip, devices, "adam", front)
+            yield cell(chip, count, "adam", front)
     for front in ours:
         yield cell("v5p", 1, "adam", front, "bfloat16")
     for front in ours:
@@ -63,7 +62,8 @@ def measure(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measure(cell: dict[str, Any]) -> dict[str, Any]:
-    mesh = jax.sharding.Mesh(_devices(cell["chip"], cell["devices"]), ("x",))
+    topology = TOPOLOGIES[cell["chip"], cell["devices"]]
+    mesh = jax.sharding.Mesh(devices(topology)[: cell["devices"]], ("x",))
 
     def spec(tree: PyTree, shard: bool = True) -> PyTree:
         def one(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -106,26 +106,6 @@ def _measure(cell: dict[str, Any]) -> dict[str, Any]:
     else:
         counted["passes"] = passes(text, num_gradients=LEAVES)
     return counted
-
-
-@functools.cache
-def _devices(chip: str, count: int) -> np.ndarray:
-    # Read by libtpu when it is loaded.
-    os.environ |= {
-        "TPU_ACCELERATOR_TYPE": "v5p-8",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-    }
-    from jax.experimental import topologies
-
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip, count])
-    return np.array(topology.devices[:count])
-
-
-def entry_of(text: str) -> str:
-    """The entry computation of a compiled module: what every step runs."""
-    entry = text[text.index("\nENTRY") :]
-    return entry[: entry.index("\n}")]
 
 
 def passes(text: str, num_gradients: int) -> int:

@@ -1,6 +1,5 @@
 """The optimizers that are compared, and the learning rate that the recorded sweep gives each."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import optax
 
+from benchmarks import json_lines
 from stablegrad_optax import stablegrad
 
 SWEEP_RECORDS = Path(__file__).parents[1] / "records" / "demo_sweep.jsonl"
@@ -67,8 +67,7 @@ ARMS: dict[str, Arm] = {
 
 def read_records(path: Path = SWEEP_RECORDS) -> list[dict[str, Any]]:
     """The recorded runs, one dict per line of the file."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
+    return json_lines.read(path)
 
 
 def median_error(record: dict[str, Any]) -> float:

@@ -1,8 +1,6 @@
 """Learning rates of the demo's arms, swept on seeds of their own and recorded line by line."""
 
 import argparse
-import importlib.metadata
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -10,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.pinn.arms import ARMS, SWEEP_RECORDS, Arm, median_error, read_records
+from benchmarks import json_lines
+from benchmarks.pinn.arms import ARMS, SWEEP_RECORDS, Arm, median_error
 from benchmarks.pinn.problems import PROBLEMS
 from benchmarks.pinn.training import History, Setup, train
+from benchmarks.versions import installed
 
 TUNING_SEEDS = (100, 101, 102, 103)
 
@@ -48,7 +48,7 @@ def record_of(history: History) -> dict[str, Any]:
         **cell(history.setup, history.arm, history.learning_rate),
         "errors": [round(e, 6) if np.isfinite(e) else None for e in history.final_error.tolist()],
         "seconds": round(history.train_seconds, 1),
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "optax")},
+        "versions": installed("jax", "optax"),
         "command": shlex.join(["python", "-m", "benchmarks.pinn.sweep", *sys.argv[1:]]),
     }
 
@@ -57,12 +57,10 @@ def sweep(setup: Setup, arms: list[Arm], path: Path) -> None:
     """Run what the records do not have yet, and append it to them."""
     for arm in arms:
         for learning_rate in learning_rates(arm.name, setup.problem.name):
-            wanted = cell(setup, arm, learning_rate)
-            if any(wanted.items() <= record.items() for record in read_records(path)):
+            if json_lines.find(path, cell(setup, arm, learning_rate)):
                 continue
             record = record_of(train(setup, arm, learning_rate, TUNING_SEEDS))
-            with path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            json_lines.append(path, record)
             print(f"{arm.name} {learning_rate:g}: median {median_error(record):.4f}", flush=True)
 
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.robustness import tpu_accumulation
-from benchmarks.robustness.versions import versions
+from benchmarks.versions import installed, versions
 from stablegrad_optax import LayerAxes, stablegrad
 
 RECORD = Path("docs/records/dynamic_range.txt")
@@ -503,7 +503,7 @@ def by_ratio(results: Sequence[Result], size: int) -> Table:
 
 
 def introduction(command: str) -> str:
-    libtpu = tpu_accumulation.version() or "not installed"
+    libtpu = installed("libtpu").get("libtpu", "not installed")
     made_with = f"{versions('jax', 'jaxlib', 'optax', 'numpy')}, libtpu {libtpu}"
     return (
         f"{command}\n{made_with}; backend {jax.default_backend()}, seed {SEED}\n\n"
@@ -561,7 +561,7 @@ def regions_note(results: Sequence[Result]) -> str:
 
 def tpu_report() -> Iterator[Table | str]:
     """What the TPU's compiler makes of the statistic of one layer."""
-    if tpu_accumulation.version() is None:
+    if not installed("libtpu"):
         yield "TPU: skipped, libtpu is not installed (pip install libtpu)."
         return
 

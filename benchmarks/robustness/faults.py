@@ -24,7 +24,7 @@ import numpy as np
 import optax
 from sklearn.datasets import load_digits
 
-from benchmarks.robustness.versions import versions
+from benchmarks.versions import versions
 from stablegrad_optax import stablegrad
 
 PyTree = Any

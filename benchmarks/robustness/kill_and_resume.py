@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.robustness.digits_job import OPTIONS, SAVE_EVERY
-from benchmarks.robustness.versions import versions
+from benchmarks.versions import versions
 
 ROOT = Path(__file__).parents[2]
 RECORD = ROOT / "docs" / "records" / "kill_and_resume.txt"

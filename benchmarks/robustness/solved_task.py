@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from sklearn.datasets import load_breast_cancer, load_digits
 
-from benchmarks.robustness.versions import versions
+from benchmarks.versions import versions
 from stablegrad_optax import prediction_value_and_grad, stablegrad
 
 PyTree = Any

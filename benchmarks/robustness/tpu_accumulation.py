@@ -5,8 +5,6 @@ reduction open. It is in the low-level program, which libtpu writes to a folder 
 and additions in that order can be repeated in NumPy.
 """
 
-import importlib.metadata
-import importlib.util
 import math
 import os
 import re
@@ -18,7 +16,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
+
+from benchmarks.tpu_compiler import devices, entry_of
 
 LANES = 8 * 128  # of a vector register, for float32
 TARGETS = (
@@ -52,26 +51,15 @@ class Accumulation(NamedTuple):
         return self.chain + self.windows + round(math.log2(LANES * self.cores))
 
 
-def version() -> str | None:
-    """The installed libtpu, or None."""
-    found = importlib.util.find_spec("libtpu")
-    return importlib.metadata.version("libtpu") if found else None
-
-
 def programs(statistic: Callable[[jax.Array], jax.Array]) -> Iterator[Accumulation]:
     """What the compiler makes of ``statistic`` on each of the targets."""
     with tempfile.TemporaryDirectory() as folder:
         # Read when the compiler is loaded, by the first of the topologies.
-        os.environ |= {
-            "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true",
-            "TPU_ACCELERATOR_TYPE": "v5p-8",
-            "TPU_SKIP_MDS_QUERY": "1",
-            "TPU_WORKER_HOSTNAMES": "localhost",
-        }
+        dump = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+        os.environ["LIBTPU_INIT_ARGS"] = dump
         for chip, topology, shape, dtype in TARGETS:
             before = set(Path(folder).iterdir())
-            devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-            mesh = jax.sharding.Mesh(np.array(devices[:1]), ("x",))
+            mesh = jax.sharding.Mesh(devices(topology)[:1], ("x",))
             sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
             entries = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=sharding)
             hlo = jax.jit(statistic).lower(entries).compile().as_text() or ""
@@ -83,7 +71,7 @@ def _accumulation(
     chip: str, shape: tuple[int, ...], dtype: str, hlo: str, written: list[Path]
 ) -> Accumulation:
     """Put together from the HLO text and from the low-level text of the pass over the entries."""
-    entry = hlo[hlo.index("\nENTRY") :]
+    entry = entry_of(hlo)
     parameter = re.search(r"%(\S+) = \S+ parameter\(0\)", entry)
     assert parameter
     readers = re.findall(rf"\n  %(\S+) = (.*) fusion\(%{re.escape(parameter[1])}\), (.*)", entry)

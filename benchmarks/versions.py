@@ -1,5 +1,6 @@
 """What a record says it was made with."""
 
+import contextlib
 import importlib.metadata
 import platform
 
@@ -9,3 +10,12 @@ def versions(*distributions: str) -> str:
     names = ("stablegrad_optax", *distributions)
     parts = [f"{name} {importlib.metadata.version(name)}" for name in names]
     return ", ".join([f"Python {platform.python_version()}", *parts])
+
+
+def installed(*distributions: str) -> dict[str, str]:
+    """The versions of those of the distributions that are installed, by name."""
+    found = dict[str, str]()
+    for name in distributions:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
