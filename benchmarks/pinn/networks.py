@@ -1,46 +1,105 @@
-"""The plain tanh network: no normalization, no skip connections, nothing that helps depth."""
+"""Plain multilayer perceptrons: no normalization, no skip connections, nothing that helps depth."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from benchmarks.pinn.derivatives import Jet, along_axes, taylor
+from stablegrad_optax import activation_aware
+
 Params = dict[str, dict[str, jax.Array]]
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "tanh": jnp.tanh,
+    "sin": jnp.sin,
+    "silu": jax.nn.silu,
+}
+INITIALIZATIONS = ("glorot", "activation_aware")
 
 
 @dataclass(frozen=True)
-class TanhNetwork:
-    """``depth`` hidden tanh layers of ``width`` units, then a linear output of one unit.
+class Network:
+    """``depth`` hidden layers of ``width`` units, then a linear output of one unit.
 
-    Every layer is a leaf of its own, so that per-layer optimizers see real layers. The layers are a
-    Python loop, not a ``lax.scan`` over stacked ones, which would have to stack them in every step.
+    The hidden layers after the first are stacked, kernels ``[depth - 1, width, width]``, and applied
+    by ``lax.scan``: what is compiled does not grow with depth. Optimizers that act on each layer
+    have to be told, as with the layers of ``nn.scan``: see ``benchmarks.arms``.
 
     Attributes:
-        depth: Number of hidden layers.
+        depth: Number of hidden layers, at least 2.
         width: Units per hidden layer.
+        activation: Name of the activation, one of ``ACTIVATIONS``.
+        initialization: Of the kernels: ``"glorot"`` (normal) or ``"activation_aware"``. Biases
+            start at zero.
         inputs: Number of coordinates of a point.
     """
 
     depth: int = 16
     width: int = 32
+    activation: str = "tanh"
+    initialization: str = "glorot"
     inputs: int = 2
 
     def init(self, key: jax.Array) -> Params:
-        """Glorot-normal kernels and zero biases."""
-        sizes = [self.inputs, *[self.width] * self.depth, 1]
-        glorot = jax.nn.initializers.glorot_normal()
+        """Parameters under ``first``, ``hidden`` (stacked) and ``last``."""
+        activation = ACTIVATIONS[self.activation]
+        initializer: Any = (
+            jax.nn.initializers.glorot_normal()
+            if self.initialization == "glorot"
+            else activation_aware(activation)
+        )
+
+        def layer(index: int | jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
+            kernel = initializer(jax.random.fold_in(key, index), (inputs, outputs), jnp.float32)
+            return {"kernel": kernel, "bias": jnp.zeros(outputs)}
+
         return {
-            f"layer_{index:02d}": {
-                "kernel": glorot(jax.random.fold_in(key, index), shape, jnp.float32),
-                "bias": jnp.zeros(shape[1]),
-            }
-            for index, shape in enumerate(pairwise(sizes))
+            "first": layer(0, self.inputs, self.width),
+            "hidden": jax.vmap(lambda index: layer(index, self.width, self.width))(
+                jnp.arange(1, self.depth)
+            ),
+            "last": layer(self.depth, self.width, 1),
         }
 
     def apply(self, params: Params, points: jax.Array) -> jax.Array:
         """The output, [n], at points, [n, inputs]."""
-        *hidden, output = [params[name] for name in sorted(params)]
-        for layer in hidden:
-            points = jnp.tanh(points @ layer["kernel"] + layer["bias"])
-        return (points @ output["kernel"] + output["bias"])[:, 0]
+        activation = ACTIVATIONS[self.activation]
+        hidden, _ = jax.lax.scan(
+            lambda values, layer: (activation(_affine(layer, values)), None),
+            activation(_affine(params["first"], points)),
+            params["hidden"],
+            unroll=_unroll(),
+        )
+        return _affine(params["last"], hidden)[:, 0]
+
+    def jet(self, params: Params, points: jax.Array) -> Jet:
+        """The output and its derivatives along each coordinate, layer by layer.
+
+        The same as differentiating ``apply`` twice, which would carry the first derivatives through
+        the layers twice: a loop cannot tell that they are equal.
+        """
+        activation = ACTIVATIONS[self.activation]
+        jet = along_axes(points)
+        jet = taylor(lambda values: activation(_affine(params["first"], values)), jet)
+        jet, _ = jax.lax.scan(
+            lambda jet, layer: (
+                taylor(lambda values: activation(_affine(layer, values)), jet),
+                None,
+            ),
+            jet,
+            params["hidden"],
+            unroll=_unroll(),
+        )
+        return taylor(lambda values: _affine(params["last"], values)[:, 0], jet)
+
+
+def _unroll() -> bool:
+    """Whether loops over layers are unrolled: on CPUs that runs twice as fast, and compiles slower."""
+    return jax.default_backend() == "cpu"
+
+
+def _affine(layer: dict[str, jax.Array], values: jax.Array) -> jax.Array:
+    return values @ layer["kernel"] + layer["bias"]

@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Field = Callable[[jax.Array], jax.Array]
-"""Values [n] of a scalar field at points [n, 2]."""
+from benchmarks.pinn.derivatives import Jet
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A PDE on a rectangle, with conditions that the ansatz meets by construction.
+    """A PDE on a rectangle, with the values of its solution on some of the sides.
 
     Attributes:
         name: What it is called on the command line.
@@ -21,8 +20,13 @@ class Problem:
         coordinates: Names of the two coordinates.
         lower: Lower corner of the rectangle.
         upper: Upper corner of the rectangle.
-        residual: ``residual(field, points)`` is [n], zero where the field solves the PDE.
-        ansatz: ``ansatz(points, output)`` is the field for a network output, both [n].
+        sides: The sides on which the solution is given, each as (coordinate, at its upper end).
+        residual: ``residual(points, jet)`` is [n], zero where the field with that jet solves the
+            PDE.
+        ansatz: ``ansatz(points, output)``, both [n], is a field that has the given values on the
+            sides whatever the output is.
+        soft_weight: Weight of the mean squared error on the sides, beside a weight of 1 of the mean
+            squared residual, where the network itself is the field.
         reference: The solution in float64 NumPy, [n] at points [n, 2].
         grid_shape: Points of the evaluation grid along each coordinate.
         solved_below: The relative L2 error under which a run counts as solved.
@@ -33,8 +37,10 @@ class Problem:
     coordinates: tuple[str, str]
     lower: tuple[float, float]
     upper: tuple[float, float]
-    residual: Callable[[Field, jax.Array], jax.Array]
+    sides: tuple[tuple[int, bool], ...]
+    residual: Callable[[jax.Array, Jet], jax.Array]
     ansatz: Callable[[jax.Array, jax.Array], jax.Array]
+    soft_weight: float
     reference: Callable[[np.ndarray], np.ndarray]
     grid_shape: tuple[int, int]
     solved_below: float
@@ -44,6 +50,20 @@ class Problem:
         lower, upper = jnp.array(self.lower), jnp.array(self.upper)
         return jax.random.uniform(key, (count, 2), minval=lower, maxval=upper)
 
+    def sample_sides(self, key: jax.Array, count: int) -> jax.Array:
+        """Uniform points on the sides on which the solution is given, [count, 2]."""
+        points_key, side_key = jax.random.split(key)
+        points = self.sample(points_key, count)
+        coordinate, upper = jnp.array(self.sides).T
+        side = jax.random.randint(side_key, (count,), 0, len(self.sides))
+        ends = jnp.array([self.lower, self.upper])
+        end = ends[upper[side], coordinate[side]]
+        return points.at[jnp.arange(count), coordinate[side]].set(end)
+
+    def given(self, points: jax.Array) -> jax.Array:
+        """The given values at points on the sides, [n]."""
+        return self.ansatz(points, jnp.zeros(len(points)))
+
     def grid(self) -> np.ndarray:
         """The evaluation grid with its boundary, [*grid_shape, 2], in float64."""
         axes = [
@@ -52,39 +72,13 @@ class Problem:
         return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
 
 
-def derivative(field: Field, points: jax.Array, axis: int) -> jax.Array:
-    """The first derivative along one coordinate, in forward mode."""
-    return jax.jvp(field, (points,), (_direction(points, axis),))[1]
-
-
-def value_and_derivatives(
-    field: Field, points: jax.Array, axis: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The value and the first and second derivatives along one coordinate.
-
-    Nested forward mode; the value comes out of the same pass.
-    """
-    direction = _direction(points, axis)
-
-    def first(points: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jax.jvp(field, (points,), (direction,))
-
-    (value, slope), (_, curvature) = jax.jvp(first, (points,), (direction,))
-    return value, slope, curvature
-
-
-def _direction(points: jax.Array, axis: int) -> jax.Array:
-    return jnp.zeros_like(points).at[:, axis].set(1.0)
-
-
 BURGERS_VISCOSITY = 0.01 / np.pi
 
 
-def burgers_residual(field: Field, points: jax.Array) -> jax.Array:
+def burgers_residual(points: jax.Array, u: Jet) -> jax.Array:
     """``u_t + u u_x - nu u_xx``."""
-    u, u_x, u_xx = value_and_derivatives(field, points, axis=0)
-    u_t = derivative(field, points, axis=1)
-    return u_t + u * u_x - BURGERS_VISCOSITY * u_xx
+    (u_x, u_t), (u_xx, _) = u.slopes, u.curvatures
+    return u_t + u.value * u_x - BURGERS_VISCOSITY * u_xx
 
 
 def burgers_ansatz(points: jax.Array, output: jax.Array) -> jax.Array:
@@ -111,10 +105,10 @@ def square_ansatz(points: jax.Array, output: jax.Array) -> jax.Array:
     return (1 - points[:, 0] ** 2) * (1 - points[:, 1] ** 2) * output
 
 
-def poisson_residual(field: Field, points: jax.Array) -> jax.Array:
+def poisson_residual(points: jax.Array, u: Jet) -> jax.Array:
     """``u_xx + u_yy + 2 pi^2 sin(pi x) sin(pi y)``."""
     source = 2 * jnp.pi**2 * jnp.sin(jnp.pi * points[:, 0]) * jnp.sin(jnp.pi * points[:, 1])
-    return _laplacian(field, points)[1] + source
+    return sum(u.curvatures) + source
 
 
 def poisson_reference(points: np.ndarray) -> np.ndarray:
@@ -126,13 +120,12 @@ HELMHOLTZ_WAVES = (1, 4)
 HELMHOLTZ_WAVENUMBER = 1.0
 
 
-def helmholtz_residual(field: Field, points: jax.Array) -> jax.Array:
+def helmholtz_residual(points: jax.Array, u: Jet) -> jax.Array:
     """``u_xx + u_yy + k^2 u - q`` with the q of the solution ``sin(pi x) sin(4 pi y)``."""
     a, b = HELMHOLTZ_WAVES
     waves = jnp.sin(a * jnp.pi * points[:, 0]) * jnp.sin(b * jnp.pi * points[:, 1])
     source = (HELMHOLTZ_WAVENUMBER**2 - (a**2 + b**2) * jnp.pi**2) * waves
-    value, laplacian = _laplacian(field, points)
-    return laplacian + HELMHOLTZ_WAVENUMBER**2 * value - source
+    return sum(u.curvatures) + HELMHOLTZ_WAVENUMBER**2 * u.value - source
 
 
 def helmholtz_reference(points: np.ndarray) -> np.ndarray:
@@ -140,11 +133,11 @@ def helmholtz_reference(points: np.ndarray) -> np.ndarray:
     return np.prod(np.sin(np.pi * np.array(HELMHOLTZ_WAVES) * points), axis=1)
 
 
-def _laplacian(field: Field, points: jax.Array) -> tuple[jax.Array, jax.Array]:
-    value, _, u_xx = value_and_derivatives(field, points, axis=0)
-    _, _, u_yy = value_and_derivatives(field, points, axis=1)
-    return value, u_xx + u_yy
-
+SQUARE = {
+    "lower": (-1.0, -1.0),
+    "upper": (1.0, 1.0),
+    "sides": ((0, False), (0, True), (1, False), (1, True)),
+}
 
 PROBLEMS: dict[str, Problem] = {
     problem.name: problem
@@ -155,8 +148,10 @@ PROBLEMS: dict[str, Problem] = {
             coordinates=("x", "t"),
             lower=(-1.0, 0.0),
             upper=(1.0, 1.0),
+            sides=((0, False), (0, True), (1, False)),
             residual=burgers_residual,
             ansatz=burgers_ansatz,
+            soft_weight=10.0,
             reference=burgers_reference,
             grid_shape=(201, 51),
             solved_below=0.1,
@@ -165,10 +160,10 @@ PROBLEMS: dict[str, Problem] = {
             name="poisson",
             equation="-Δu = 2π² sin πx sin πy,  u = 0 on the boundary",
             coordinates=("x", "y"),
-            lower=(-1.0, -1.0),
-            upper=(1.0, 1.0),
+            **SQUARE,
             residual=poisson_residual,
             ansatz=square_ansatz,
+            soft_weight=100.0,
             reference=poisson_reference,
             grid_shape=(101, 101),
             solved_below=0.01,
@@ -177,10 +172,10 @@ PROBLEMS: dict[str, Problem] = {
             name="helmholtz",
             equation="Δu + u = q,  u = sin πx sin 4πy,  u = 0 on the boundary",
             coordinates=("x", "y"),
-            lower=(-1.0, -1.0),
-            upper=(1.0, 1.0),
+            **SQUARE,
             residual=helmholtz_residual,
             ansatz=square_ansatz,
+            soft_weight=100.0,
             reference=helmholtz_reference,
             grid_shape=(101, 101),
             solved_below=0.1,

@@ -1,0 +1,87 @@
+"""Experiments and what came of them: run what the records lack, and write the report from them.
+
+list      the experiments, and how much of each is recorded
+run       train what the records of an experiment lack; Ctrl-C keeps what is finished
+report    tables and pictures of docs/, from the records
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import records, runner
+from benchmarks.experiments import EXPERIMENTS
+from benchmarks.interrupts import deferred_interrupt
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line asks for; the exit status is 130 if it was interrupted."""
+    options = parse(arguments)
+    console = Console(highlight=False, soft_wrap=True)
+    if options.command == "list":
+        for experiment in EXPERIMENTS.values():
+            recorded = len(records.read(experiment, options.records))
+            wanted = len(experiment.tasks) * len(experiment.arms)
+            wanted *= 1 + bool(experiment.reported_seeds)
+            console.print(f"{experiment.name:<16} {recorded:>5} of {wanted:<5} {experiment.about}")
+        return 0
+    if options.command == "report":
+        from benchmarks import report
+
+        report.write(folder=options.records)
+        return 0
+    with deferred_interrupt() as check_interrupt:
+        try:
+            for name in options.experiments:
+                runner.run(
+                    EXPERIMENTS[name],
+                    options.records,
+                    together=options.together,
+                    minutes=options.minutes,
+                    commit=options.commit,
+                    console=console,
+                    check_interrupt=check_interrupt,
+                )
+        except KeyboardInterrupt:
+            console.print("Interrupted. What was finished is recorded; the same command goes on.")
+            return 130
+        except runner.Stopped:
+            console.print("Time is over. What was finished is recorded; the same command goes on.")
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line's options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in ("list", "run", "report"):
+        command = commands.add_parser(name, help=f"see above: {name}")
+        command.add_argument(
+            "--records", type=Path, default=records.FOLDER, help="folder of the records"
+        )
+        if name == "run":
+            command.add_argument("experiments", nargs="+", choices=EXPERIMENTS)
+            command.add_argument(
+                "--together", type=int, metavar="N", help="arms in one program (default: all)"
+            )
+            command.add_argument(
+                "--minutes", type=float, default=float("inf"), help="stop after that time"
+            )
+            command.add_argument("--commit", help="commit that the records name (default: git's)")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    # One device per core, so that the runs share all cores. Read when JAX is first used.
+    os.environ.setdefault(
+        "XLA_FLAGS", f"--xla_force_host_platform_device_count={os.cpu_count() or 1}"
+    )
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""The optimizers that are compared: a base optimizer, and what is done to the gradient before it."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import optax
+
+from benchmarks.peers import block_normalized, gradient_stabilizer, on_each_layer, z_normalized
+from benchmarks.variants import compressor
+from stablegrad_optax import stablegrad, stacked
+
+Stages = tuple[optax.GradientTransformationExtraArgs, optax.GradientTransformationExtraArgs]
+Rate = optax.ScalarOrSchedule
+Stacked = Collection[str]
+
+
+def _elementwise(make: Callable[..., optax.GradientTransformation]) -> Callable[..., Any]:
+    return lambda rate, stacked_keys: make(rate)
+
+
+def _by_layer(make: Callable[..., optax.GradientTransformation]) -> Callable[..., Any]:
+    return lambda rate, stacked_keys: on_each_layer(lambda: make(rate), stacked_keys)
+
+
+BASES: dict[str, Callable[[Rate, Stacked], optax.GradientTransformation]] = {
+    "adam": _elementwise(optax.adam),
+    # Where gradients are near eps, Adam's step shrinks with them. This control tells what a
+    # gradient scale of about 1 is worth for that reason alone.
+    "adam_eps": _elementwise(partial(optax.adam, eps=1e-16)),
+    "adamw": _elementwise(optax.adamw),
+    "sgd": _elementwise(partial(optax.sgd, momentum=0.9)),
+    "lamb": _by_layer(optax.lamb),
+    "novograd": _by_layer(optax.novograd),
+    "muon": _by_layer(optax.contrib.muon),
+}
+"""Base optimizers, for a learning rate and the keys of stacked parameters."""
+
+
+def _stablegrad(stacked_keys: Stacked, **options: Any) -> optax.GradientTransformation:
+    return stablegrad(**options, layers=stacked(f"^({'|'.join(stacked_keys)})/"))
+
+
+def _peer(make: Callable[..., optax.GradientTransformation]) -> Callable[..., Any]:
+    return lambda stacked_keys, **options: on_each_layer(lambda: make(**options), stacked_keys)
+
+
+SCALINGS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "none": lambda stacked_keys: optax.identity(),
+    "stablegrad": _stablegrad,
+    "clip": lambda stacked_keys: optax.clip_by_global_norm(1.0),
+    "agc": _peer(partial(optax.adaptive_grad_clip, 0.01)),
+    "block_rms": _peer(partial(optax.clip_by_block_rms, 1.0)),
+    "block_normalized": _peer(block_normalized),
+    "z_normalized": _peer(z_normalized),
+    "gradient_stabilizer": _peer(gradient_stabilizer),
+    "compressor": compressor,
+}
+"""What is done to the gradient, for the keys of stacked parameters and options."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An optimizer in two stages: what is done to the gradient, and the base optimizer behind it.
+
+    Attributes:
+        name: What it is called on the command line and in records.
+        label: What it is called in tables and pictures.
+        base: The base optimizer, one of ``BASES``.
+        scaling: The transform in front of it, one of ``SCALINGS``.
+        options: The transform's options that the program is compiled for.
+        numbers: Its options that the program takes as numbers, so that arms which differ in them
+            alone share one.
+        rates: The first and the last learning rate of a sweep.
+    """
+
+    name: str
+    label: str
+    base: str
+    scaling: str = "none"
+    options: tuple[tuple[str, Any], ...] = ()
+    numbers: tuple[tuple[str, float], ...] = ()
+    rates: tuple[float, float] = (1e-5, 1e-1)
+
+    @property
+    def program(self) -> tuple[Any, ...]:
+        """Equal for arms that differ in their learning rates and numbers alone."""
+        return self.base, self.scaling, self.options, tuple(name for name, _ in self.numbers)
+
+    def stages(
+        self,
+        learning_rate: Rate,
+        stacked_keys: Stacked = (),
+        numbers: Mapping[str, Any] | None = None,
+    ) -> Stages:
+        """The two stages of the optimizer, which is their ``optax.chain``."""
+        given = dict(self.numbers) if numbers is None else dict(numbers)
+        scaling = SCALINGS[self.scaling](stacked_keys, **dict(self.options), **given)
+        base = BASES[self.base](learning_rate, stacked_keys)
+        return optax.with_extra_args_support(scaling), optax.with_extra_args_support(base)
+
+
+# A step of SGD is as long as the gradient: these are as long as the loss's own, or shorter.
+UNIT_STEPS = (1e-6, 1e-2)
+
+
+def stablegrad_arm(
+    base: str,
+    reference: float | str = 1.0,
+    *,
+    decay: float = 0.9,
+    balance: float = 1.0,
+    delayed: bool = False,
+    **options: Any,
+) -> Arm:
+    """An arm of the grid of StableGrad's options, named by all of them."""
+    kind = "prediction" if reference == "prediction" else "fixed"
+    delay = ", delayed" if delayed else ""
+    extra = "".join(f", {name} {value}" for name, value in options.items())
+    return Arm(
+        f"stablegrad-{base}-{kind}-d{decay}-b{balance}{'-delayed' if delayed else ''}{extra}",
+        f"StableGrad {reference}, decay {decay}, balance {balance}{delay}{extra} + {base}",
+        base,
+        "stablegrad",
+        (("reference", reference), ("delayed", delayed), *options.items()),
+        (("decay", decay), ("balance", balance)),
+        UNIT_STEPS if base == "sgd" and reference != "prediction" else Arm.rates,
+    )
+
+
+def compressor_arm(base: str, **numbers: float) -> Arm:
+    """An arm of the grid of the compressor's numbers, named by all of them."""
+    follows = "balance" not in numbers
+    text = ", ".join(f"{name} {value:g}" for name, value in numbers.items())
+    name = "-".join(f"{name[0]}{value:g}" for name, value in numbers.items())
+    return Arm(
+        f"compressor-{base}-{name}{'-follows' if follows else ''}",
+        f"compressor, {text}{', balance follows' if follows else ''} + {base}",
+        base,
+        "compressor",
+        (("follow_imbalance", follows),),
+        tuple(numbers.items()),
+        UNIT_STEPS if base == "sgd" else Arm.rates,
+    )
+
+
+_NAMES = {
+    "clip": "clip 1.0",
+    "agc": "AGC 0.01",
+    "block_rms": "block RMS clip 1.0",
+    "block_normalized": "g/|g|",
+    "z_normalized": "ZNorm",
+    "gradient_stabilizer": "GradientStabilizer",
+}
+
+
+def _peers() -> list[Arm]:
+    arms = [
+        Arm("adam", "Adam", "adam"),
+        Arm("adam_eps", "Adam, eps 1e-16", "adam_eps"),
+        Arm("adamw", "AdamW", "adamw"),
+        Arm("lamb", "LAMB", "lamb", rates=(1e-4, 1.0)),
+        Arm("novograd", "NovoGrad", "novograd"),
+        Arm("muon", "Muon", "muon"),
+        Arm("sgd", "SGD", "sgd"),
+    ]
+    for scaling, label in _NAMES.items():
+        arms += [
+            Arm(f"{scaling}_adam", f"{label} + Adam", "adam", scaling),
+            Arm(
+                f"{scaling}_sgd",
+                f"{label} + SGD",
+                "sgd",
+                scaling,
+                rates=UNIT_STEPS if scaling == "z_normalized" else Arm.rates,
+            ),
+        ]
+    return [*arms, Arm("clip_muon", "clip 1.0 + Muon", "muon", "clip")]
+
+
+ARMS: dict[str, Arm] = {
+    arm.name: arm
+    for arm in (
+        *_peers(),
+        Arm("stablegrad_adam", "StableGrad + Adam", "adam", "stablegrad"),
+        # With a fixed reference SGD's step would not shrink as the residual does.
+        Arm(
+            "stablegrad_sgd",
+            "StableGrad + SGD",
+            "sgd",
+            "stablegrad",
+            (("reference", "prediction"),),
+        ),
+        Arm("stablegrad_muon", "StableGrad + Muon", "muon", "stablegrad"),
+    )
+}
+"""The named arms; StableGrad's with the defaults of its options."""

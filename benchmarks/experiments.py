@@ -1,0 +1,102 @@
+"""The experiments, as data: which tasks, which arms, how many steps, which seeds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from benchmarks.arms import ARMS, Arm, compressor_arm, stablegrad_arm
+from benchmarks.pinn.networks import Network
+from benchmarks.pinn.problems import PROBLEMS
+from benchmarks.pinn.task import PinnTask
+from benchmarks.training import Task
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Every arm on every task: a sweep of learning rates, then the best of them on other seeds.
+
+    Attributes:
+        name: What it is called on the command line; its records have that name.
+        about: What it asks, in one line.
+        tasks: What is trained.
+        arms: The optimizers.
+        steps: Steps of each run.
+        num_rates: Learning rates of a sweep, the same number for every arm, evenly spaced in their
+            logarithm over the arm's own range.
+        tuning_seeds: The seeds of the sweep.
+        reported_seeds: The seeds on which the best learning rate is run; none if the sweep is all.
+    """
+
+    name: str
+    about: str
+    tasks: tuple[Task, ...]
+    arms: tuple[Arm, ...]
+    steps: int
+    num_rates: int
+    tuning_seeds: tuple[int, ...]
+    reported_seeds: tuple[int, ...] = ()
+
+    def rates(self, arm: Arm) -> list[float]:
+        """The learning rates of an arm's sweep."""
+        return [float(f"{rate:.3g}") for rate in np.geomspace(*arm.rates, self.num_rates)]
+
+
+def tasks(
+    names: str, depths: Sequence[int], points: int = 128, width: int = 32, **options: str
+) -> tuple[PinnTask, ...]:
+    """Tasks for names such as ``"burgers poisson-soft"``, each at every depth."""
+    activation = options.pop("activation", "tanh")
+    initialization = options.pop("initialization", "glorot")
+
+    def task(name: str, depth: int) -> PinnTask:
+        problem, _, boundary = name.partition("-")
+        network = Network(depth, width, activation, initialization)
+        return PinnTask(PROBLEMS[problem], network, points, boundary or "exact", **options)
+
+    return tuple(task(name, depth) for name, depth in product(names.split(), depths))
+
+
+# The tasks on which settings are chosen, and those on which the choice is confirmed.
+CHOOSING = "burgers poisson-soft helmholtz"
+CONFIRMING = "burgers-soft poisson helmholtz-soft"
+
+_GRID = tuple(
+    stablegrad_arm(base, reference, decay=decay, balance=balance, delayed=delayed)
+    for base, reference, delayed, decay, balance in product(
+        ("adam", "adamw", "sgd", "muon"),
+        (1.0, "prediction"),
+        (False, True),
+        (0.0, 0.5, 0.9, 0.99),
+        (0.0, 0.5, 1.0),
+    )
+)
+_VARIANTS = tuple(
+    compressor_arm(base, **numbers)
+    for base in ("adam", "sgd")
+    for numbers in (
+        *(
+            {"attack": attack, "release": release, "largest_gain": gain, "balance": balance}
+            for attack, release, gain, balance in product(
+                (0.0,), (0.9, 0.99, 0.999), (1e30, 1.0), (0.0, 0.5, 1.0)
+            )
+        ),
+        *({"attack": 0.0, "release": release} for release in (0.0, 0.9, 0.99)),
+    )
+)
+
+EXPERIMENTS: dict[str, Experiment] = {
+    experiment.name: experiment
+    for experiment in (
+        Experiment(
+            "pinn-screen",
+            "which settings of StableGrad, and which peers, are worth a longer look",
+            tasks(CHOOSING, (16,)),
+            (*ARMS.values(), *_GRID, *_VARIANTS),
+            steps=1000,
+            num_rates=5,
+            tuning_seeds=(100, 101),
+        ),
+    )
+}

@@ -1,0 +1,56 @@
+"""The recorded runs of the experiments, and what is read off them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import json_lines
+from benchmarks.arms import Arm
+from benchmarks.experiments import Experiment
+from benchmarks.training import Task
+
+FOLDER = Path(__file__).parent / "records"
+
+Record = dict[str, Any]
+"""One arm on one task: ``learning_rates`` [rates], ``seeds`` [seeds], ``errors`` [rates][seeds].
+
+An error that is not finite is null. Runs on the reported seeds also have ``error_curve``, the median
+error over the run, and ``scale_curve``, the median gradient std of each layer over the run.
+"""
+
+
+def path_of(experiment: Experiment, folder: Path = FOLDER) -> Path:
+    """Where an experiment's records are."""
+    return folder / f"{experiment.name}.jsonl"
+
+
+def read(experiment: Experiment, folder: Path = FOLDER) -> list[Record]:
+    """All records of an experiment."""
+    return json_lines.read(path_of(experiment, folder))
+
+
+def cell(experiment: Experiment, task: Task, arm: Arm, seeds: Sequence[int]) -> Record:
+    """What identifies a record."""
+    return {
+        "task": task.describe(),
+        "steps": experiment.steps,
+        "arm": arm.name,
+        "seeds": list(seeds),
+    }
+
+
+def find(records: Sequence[Record], cell: Record) -> Record | None:
+    """The record of a cell, or None."""
+    return next((record for record in records if cell.items() <= record.items()), None)
+
+
+def errors(record: Record) -> np.ndarray:
+    """The errors of a record, [rates, seeds]; a diverged seed counts as inf."""
+    return np.array([[np.inf if e is None else e for e in row] for row in record["errors"]])
+
+
+def best_rate(record: Record) -> float:
+    """The learning rate with the lowest median error over the seeds of a sweep."""
+    return float(record["learning_rates"][int(np.argmin(np.median(errors(record), axis=1)))])

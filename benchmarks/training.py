@@ -1,0 +1,312 @@
+"""The training loop of all experiments: many cells in one program, a chunk of steps at a time.
+
+A cell is an arm, a learning rate and a seed. Cells of one task share the computation of the
+gradients; those whose arms are alike but for numbers share their optimizer's, too.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil, gcd
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from benchmarks.arms import Arm, Stages
+
+NUM_CHUNKS = 25
+LONGEST_CHUNK = 200
+
+
+class Task(Protocol):
+    """What is trained: a network, its data and its loss."""
+
+    @property
+    def stacked(self) -> Sequence[str]:
+        """The keys of the params, a dict, under which axis 0 of every leaf counts layers."""
+        ...
+
+    @property
+    def solved_below(self) -> float:
+        """The error under which a run counts as solved."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What identifies the task in a record."""
+        ...
+
+    def init(self, key: jax.Array) -> Any:
+        """The parameters at the start: a dict of dicts, each with a ``kernel``."""
+        ...
+
+    def gradients(self, params: Any, key: jax.Array) -> tuple[jax.Array, tuple[Any, Any]]:
+        """The loss of a step, and its gradients by the parameters and by the prediction."""
+        ...
+
+    def evaluate(self, params: Any) -> tuple[jax.Array, Any]:
+        """The error, a number, and what is to be shown of the trained network."""
+        ...
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run. The learning rate is that of the first step; it falls to 0 along a cosine.
+
+    A seed fixes the network's start and its data, the same for every arm.
+    """
+
+    arm: Arm
+    learning_rate: float
+    seed: int
+
+
+class Chunk(NamedTuple):
+    """What a chunk of steps adds to the history of its cells.
+
+    Attributes:
+        loss: The loss, [steps, cells].
+        scale_before: Std of each layer's kernel gradient, [steps, cells, layers].
+        scale_after: The same after the arm's transform, as the base optimizer gets it.
+        error: The error at the end, [cells].
+        shown: What the task shows, [cells, ...].
+    """
+
+    loss: Any
+    scale_before: Any
+    scale_after: Any
+    error: Any
+    shown: Any
+
+
+class Seconds(NamedTuple):
+    """The time that a chunk took; ``processor`` is summed over the cores that were at work."""
+
+    compile: float
+    train: float
+    processor: float
+
+
+class _State(NamedTuple):
+    params: Any
+    scaling_state: Any
+    base_state: Any
+
+
+class _Settings(NamedTuple):
+    """What tells the cells of a group apart."""
+
+    learning_rate: Any
+    numbers: dict[str, Any]
+    seed: Any
+
+
+@dataclass(frozen=True)
+class Training:
+    """Cells of one task, trained together.
+
+    The cells are spread over as many of the devices as divide the number of cells of each program.
+
+    Attributes:
+        task: What is trained.
+        cells: The runs.
+        steps: Optimizer steps of each.
+    """
+
+    task: Task
+    cells: tuple[Cell, ...]
+    steps: int
+
+    @property
+    def chunk_length(self) -> int:
+        """Steps of a chunk, but for the last."""
+        return min(ceil(self.steps / NUM_CHUNKS), LONGEST_CHUNK)
+
+    def compile(self) -> None:
+        """Compile, so that the first chunk does not have to; may be called in a thread."""
+        self._program(self.chunk_length)
+
+    def sharing(self, other: "Training") -> "Training":
+        """This training with the other's program, if it is the same but for its numbers."""
+        if [cell.arm.program for cell in self.cells] == [cell.arm.program for cell in other.cells]:
+            self._compiled.update(other._compiled)
+        return self
+
+    def chunks(self) -> Iterator[tuple[Chunk, Seconds]]:
+        """Train, a chunk of steps at a time; the cells are in the order in which they were given."""
+        settings = jax.device_put(self._settings, self._by_cell)
+        states = jax.jit(self._start, out_shardings=self._by_cell)(settings)
+        back = np.argsort(np.concatenate(self._groups))
+        for first in range(0, self.steps, self.chunk_length):
+            numbers = np.arange(first, min(first + self.chunk_length, self.steps), dtype=np.uint32)
+            began = time.perf_counter()
+            program = self._program(len(numbers))
+            ready, processor = time.perf_counter(), time.process_time()
+            states, chunk = jax.block_until_ready(program(states, settings, numbers))
+            seconds = Seconds(
+                compile=ready - began,
+                train=time.perf_counter() - ready,
+                processor=time.process_time() - processor,
+            )
+            loss, before, after, error, shown = jax.tree.map(np.asarray, chunk)
+            yield (
+                Chunk(loss[:, back], before[:, back], after[:, back], error[back], shown[back]),
+                seconds,
+            )
+
+    def count_bytes(self) -> tuple[int, int]:
+        """Parameters of one network, and bytes of the first cell's optimizer state."""
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1,), leaf.dtype), self._settings[:1])
+        (state,) = jax.eval_shape(self._start, one)
+        return (
+            sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+            sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state[1:])),
+        )
+
+    @cached_property
+    def _groups(self) -> list[list[int]]:
+        """The cells whose arms share a program, by index."""
+        groups: dict[Any, list[int]] = {}
+        for index, cell in enumerate(self.cells):
+            groups.setdefault(cell.arm.program, []).append(index)
+        return list(groups.values())
+
+    @cached_property
+    def _settings(self) -> tuple[_Settings, ...]:
+        def of(cells: list[Cell]) -> _Settings:
+            names = [name for name, _ in cells[0].arm.numbers]
+            return _Settings(
+                np.array([cell.learning_rate for cell in cells], np.float32),
+                {
+                    name: np.array([dict(cell.arm.numbers)[name] for cell in cells], np.float32)
+                    for name in names
+                },
+                np.array([cell.seed for cell in cells], np.uint32),
+            )
+
+        return tuple(of([self.cells[index] for index in group]) for group in self._groups)
+
+    @cached_property
+    def _by_cell(self) -> NamedSharding:
+        devices = jax.devices()
+        count = gcd(len(devices), *map(len, self._groups))
+        return NamedSharding(Mesh(np.array(devices[:count]), ("cell",)), PartitionSpec("cell"))
+
+    @cached_property
+    def _compiled(self) -> dict[int, jax.stages.Compiled]:
+        return {}
+
+    def _program(self, length: int) -> jax.stages.Compiled:
+        """The compiled program of a chunk of so many steps."""
+        if length not in self._compiled:
+            cells, everywhere = self._by_cell.spec, PartitionSpec()
+            of_steps = PartitionSpec(None, "cell")
+            advance = jax.jit(
+                jax.shard_map(
+                    self._advance,
+                    mesh=self._by_cell.mesh,
+                    in_specs=(cells, cells, everywhere),
+                    out_specs=(cells, Chunk(of_steps, of_steps, of_steps, cells, cells)),
+                    check_vma=False,
+                )
+            )
+            settings = jax.tree.map(self._of_cells, self._settings)
+            states = jax.tree.map(self._of_cells, jax.eval_shape(self._start, settings))
+            numbers = jax.ShapeDtypeStruct((length,), np.uint32)
+            # GPUs and TPUs would round the factors of a product to fewer bits.
+            with jax.default_matmul_precision("highest"):
+                lowered = advance.lower(states, settings, numbers)
+            self._compiled[length] = lowered.compile()
+        return self._compiled[length]
+
+    def _of_cells(self, leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._by_cell)
+
+    def _stages(self, group: int, settings: _Settings) -> Stages:
+        arm = self.cells[self._groups[group][0]].arm
+        schedule = optax.cosine_decay_schedule(settings.learning_rate, self.steps)
+        return arm.stages(schedule, self.task.stacked, settings.numbers)
+
+    def _start(self, settings: tuple[_Settings, ...]) -> tuple[_State, ...]:
+        """The states of all groups before the first step."""
+
+        def start(group: int, settings: _Settings) -> _State:
+            init_key, _ = jax.random.split(jax.random.key(settings.seed))
+            params = self.task.init(init_key)
+            scaling, base = self._stages(group, settings)
+            return _State(params, scaling.init(params), base.init(params))
+
+        return tuple(
+            jax.vmap(lambda s, group=group: start(group, s))(group_settings)
+            for group, group_settings in enumerate(settings)
+        )
+
+    def _advance(
+        self, states: tuple[_State, ...], settings: tuple[_Settings, ...], numbers: jax.Array
+    ) -> tuple[tuple[_State, ...], Chunk]:
+        """The steps with the given numbers, then an evaluation."""
+        sizes = [len(group.seed) for group in settings]
+        seeds = jnp.concatenate([group.seed for group in settings])
+        data_keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed))[1])(seeds)
+
+        def update(
+            group: int, settings: _Settings, state: _State, grads: Any, prediction_grad: Any
+        ) -> tuple[_State, Any]:
+            scaling, base = self._stages(group, settings)
+            extra = {"prediction_grad": prediction_grad}
+            scaled, scaling_state = scaling.update(
+                grads, state.scaling_state, state.params, **extra
+            )
+            updates, base_state = base.update(scaled, state.base_state, state.params, **extra)
+            params = optax.apply_updates(state.params, updates)
+            return _State(params, scaling_state, base_state), scaled
+
+        def step(
+            states: tuple[_State, ...], number: jax.Array
+        ) -> tuple[tuple[_State, ...], tuple[jax.Array, ...]]:
+            keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(data_keys)
+            params = _join([state.params for state in states])
+            loss, gradients = jax.vmap(self.task.gradients)(params, keys)
+            done = [
+                jax.vmap(lambda *arguments, group=group: update(group, *arguments))(
+                    settings[group], states[group], *of_group
+                )
+                for group, of_group in enumerate(_split(gradients, sizes))
+            ]
+            scaled = _join([scaled for _, scaled in done])
+            log = (loss, self._scales(gradients[0]), self._scales(scaled))
+            return tuple(state for state, _ in done), log
+
+        states, log = jax.lax.scan(step, states, numbers)
+        error, shown = jax.vmap(self.task.evaluate)(_join([state.params for state in states]))
+        return states, Chunk(*log, error, shown)
+
+    def _scales(self, grads: Any) -> jax.Array:
+        """The std of each layer's kernel gradient, [cells, layers]."""
+        return jnp.concatenate(
+            [
+                jnp.std(layer["kernel"], axis=(2, 3))
+                if key in self.task.stacked
+                else jnp.std(layer["kernel"], axis=(1, 2))[:, None]
+                for key, layer in sorted(grads.items())
+            ],
+            axis=1,
+        )
+
+
+def _join(trees: list[Any]) -> Any:
+    """Trees of arrays, joined along the first axis."""
+    return trees[0] if len(trees) == 1 else jax.tree.map(lambda *a: jnp.concatenate(a), *trees)
+
+
+def _split(tree: Any, sizes: Sequence[int]) -> list[Any]:
+    """Pieces of a tree of arrays along the first axis."""
+    ends = np.cumsum(sizes)
+    return [
+        jax.tree.map(lambda a, end=end, size=size: a[end - size : end], tree)
+        for end, size in zip(ends, sizes, strict=True)
+    ]

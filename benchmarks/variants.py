@@ -1,0 +1,94 @@
+"""Ideas beside the package's own rule, tried in the experiments; what wins moves into the package."""
+
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class CompressorState(NamedTuple):
+    """Running scales, one array of layers for each leaf."""
+
+    scale: Any
+
+
+def compressor(
+    stacked_keys: Collection[str],
+    *,
+    attack: Any = 0.0,
+    release: Any = 0.9,
+    balance: Any = 1.0,
+    largest_gain: Any = jnp.inf,
+    follow_imbalance: bool = False,
+) -> optax.GradientTransformation:
+    """StableGrad with a running scale that rises faster than it falls, as in an audio compressor.
+
+    For layer l, with the statistic ``sigma`` and the scale ``s`` of the step before::
+
+        d  = attack if sigma > s else release
+        s' = d s + (1 - d) sigma
+        g' = g min(largest_gain, 1 / (s'^b pooled(s')^(1 - b)))
+
+    A plain float32 form for experiments: it does without the package's care for extreme magnitudes,
+    NaN and constant layers.
+
+    Args:
+        stacked_keys: The keys of the params, a dict, under which axis 0 of leaves counts layers.
+        attack: Decay while the statistic is above the scale.
+        release: Decay while it is below.
+        balance: The share b of the imbalance between layers that is removed.
+        largest_gain: Upper bound of the gain.
+        follow_imbalance: Take b from the imbalance itself, ``x / (1 + x)`` with the standard
+            deviation x of the layers' log10 scales, in place of ``balance``.
+
+    Returns:
+        The transform.
+    """
+
+    def statistic(key: str, leaf: jax.Array) -> jax.Array:
+        axes = tuple(range(1 if key in stacked_keys else 0, leaf.ndim))
+        centered = len(axes) > 1
+        square = jnp.var(leaf, axis=axes) if centered else jnp.mean(leaf**2, axis=axes)
+        return jnp.sqrt(square)
+
+    def by_leaf(params: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: jax.tree.map(lambda leaf, key=key: statistic(key, leaf), part)
+            for key, part in params.items()
+        }
+
+    def init(params: dict[str, Any]) -> CompressorState:
+        return CompressorState(jax.tree.map(jnp.zeros_like, by_leaf(params)))
+
+    def update(
+        updates: dict[str, Any], state: CompressorState, params: Any = None
+    ) -> tuple[dict[str, Any], CompressorState]:
+        def run(scale: jax.Array, sigma: jax.Array) -> jax.Array:
+            decay = jnp.where(sigma > scale, attack, release)
+            return jnp.where(scale > 0, decay * scale + (1 - decay) * sigma, sigma)
+
+        scales = jax.tree.map(run, state.scale, by_leaf(updates))
+        flat = jax.tree.leaves(scales)
+        sizes = [leaf.size / scale.size for leaf, scale in zip(jax.tree.leaves(updates), flat)]
+        entries = sum(size * scale.size for size, scale in zip(sizes, flat))
+        pooled = jnp.sqrt(
+            sum(size * jnp.sum(scale**2) for size, scale in zip(sizes, flat)) / entries
+        )
+        b = balance
+        if follow_imbalance:
+            logs = jnp.concatenate([jnp.log10(jnp.maximum(s, 1e-30)).ravel() for s in flat])
+            spread = jnp.std(logs)
+            b = spread / (1 + spread)
+
+        def scale_leaf(leaf: jax.Array, scale: jax.Array) -> jax.Array:
+            level = scale**b * pooled ** (1 - b)
+            gain = jnp.where(level > 0, jnp.minimum(largest_gain, 1 / level), 1.0)
+            # One number, such as the output's bias, is left to the pooled scale.
+            gain = gain if leaf.size > 1 else jnp.minimum(largest_gain, 1.0)
+            return leaf * gain.reshape(gain.shape + (1,) * (leaf.ndim - gain.ndim))
+
+        return jax.tree.map(scale_leaf, updates, scales), CompressorState(scales)
+
+    return optax.GradientTransformation(init, update)
