@@ -72,7 +72,7 @@ class Arm:
         options: The transform's options that the program is compiled for.
         numbers: Its options that the program takes as numbers, so that arms which differ in them
             alone share one.
-        rates: The first and the last learning rate of a sweep.
+        first_rate: The lowest learning rate of a sweep.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Arm:
     scaling: str = "none"
     options: tuple[tuple[str, Any], ...] = ()
     numbers: tuple[tuple[str, float], ...] = ()
-    rates: tuple[float, float] = (1e-5, 1e-1)
+    first_rate: float = 1e-5
 
     @property
     def program(self) -> tuple[Any, ...]:
@@ -99,10 +99,6 @@ class Arm:
         scaling = SCALINGS[self.scaling](stacked_keys, **dict(self.options), **given)
         base = BASES[self.base](learning_rate, stacked_keys)
         return optax.with_extra_args_support(scaling), optax.with_extra_args_support(base)
-
-
-# A step of SGD is as long as the gradient: these are as long as the loss's own, or shorter.
-UNIT_STEPS = (1e-6, 1e-2)
 
 
 def stablegrad_arm(
@@ -125,7 +121,7 @@ def stablegrad_arm(
         "stablegrad",
         (("reference", reference), ("delayed", delayed), *options.items()),
         (("decay", decay), ("balance", balance)),
-        UNIT_STEPS if base == "sgd" and reference != "prediction" else Arm.rates,
+        1e-5 if base == "sgd" and reference == "prediction" else _first_rate(base, "stablegrad"),
     )
 
 
@@ -141,11 +137,11 @@ def compressor_arm(base: str, **numbers: float) -> Arm:
         "compressor",
         (("follow_imbalance", follows),),
         tuple(numbers.items()),
-        UNIT_STEPS if base == "sgd" else Arm.rates,
+        _first_rate(base, "compressor"),
     )
 
 
-_NAMES = {
+_PEERS = {
     "clip": "clip 1.0",
     "agc": "AGC 0.01",
     "block_rms": "block RMS clip 1.0",
@@ -155,28 +151,33 @@ _NAMES = {
 }
 
 
+def _first_rate(base: str, scaling: str = "none") -> float:
+    """Where a sweep of 3.5 decades starts, so that the rates that did well in the screen are inside.
+
+    A step of SGD is as long as what it is given: entries of about 1, leaves of norm 1, a whole
+    gradient of norm 1 at most, or the loss's own gradient.
+    """
+    lowest = {"stablegrad": 1e-6, "compressor": 1e-6, "z_normalized": 1e-6, "none": 1e-6}
+    if base == "sgd":
+        return lowest.get(scaling, 1e-3 if scaling == "clip" else 1e-4)
+    return 1e-5 if base in ("adam", "adam_eps", "adamw") else 1e-4
+
+
 def _peers() -> list[Arm]:
-    arms = [
-        Arm("adam", "Adam", "adam"),
-        Arm("adam_eps", "Adam, eps 1e-16", "adam_eps"),
-        Arm("adamw", "AdamW", "adamw"),
-        Arm("lamb", "LAMB", "lamb", rates=(1e-4, 1.0)),
-        Arm("novograd", "NovoGrad", "novograd"),
-        Arm("muon", "Muon", "muon"),
-        Arm("sgd", "SGD", "sgd"),
+    labels = {"adam": "Adam", "adam_eps": "Adam, eps 1e-16", "adamw": "AdamW", "lamb": "LAMB"}
+    labels |= {"novograd": "NovoGrad", "muon": "Muon", "sgd": "SGD"}
+    alone = [Arm(base, labels[base], base, first_rate=_first_rate(base)) for base in labels]
+    pairs = [(scaling, base) for scaling in _PEERS for base in ("adam", "sgd")]
+    return alone + [
+        Arm(
+            f"{scaling}_{base}",
+            f"{_PEERS[scaling]} + {labels[base]}",
+            base,
+            scaling,
+            first_rate=_first_rate(base, scaling),
+        )
+        for scaling, base in [*pairs, ("clip", "muon")]
     ]
-    for scaling, label in _NAMES.items():
-        arms += [
-            Arm(f"{scaling}_adam", f"{label} + Adam", "adam", scaling),
-            Arm(
-                f"{scaling}_sgd",
-                f"{label} + SGD",
-                "sgd",
-                scaling,
-                rates=UNIT_STEPS if scaling == "z_normalized" else Arm.rates,
-            ),
-        ]
-    return [*arms, Arm("clip_muon", "clip 1.0 + Muon", "muon", "clip")]
 
 
 ARMS: dict[str, Arm] = {
@@ -191,8 +192,9 @@ ARMS: dict[str, Arm] = {
             "sgd",
             "stablegrad",
             (("reference", "prediction"),),
+            first_rate=1e-5,
         ),
-        Arm("stablegrad_muon", "StableGrad + Muon", "muon", "stablegrad"),
+        Arm("stablegrad_muon", "StableGrad + Muon", "muon", "stablegrad", first_rate=1e-4),
     )
 }
 """The named arms; StableGrad's with the defaults of its options."""

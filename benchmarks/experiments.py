@@ -1,7 +1,7 @@
 """The experiments, as data: which tasks, which arms, how many steps, which seeds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -23,8 +23,9 @@ class Experiment:
         tasks: What is trained.
         arms: The optimizers.
         steps: Steps of each run.
-        num_rates: Learning rates of a sweep, the same number for every arm, evenly spaced in their
-            logarithm over the arm's own range.
+        num_rates: Learning rates of a sweep, the same number for every arm, up from the arm's own
+            lowest.
+        rates_per_decade: How many of them there are in a decade.
         tuning_seeds: The seeds of the sweep.
         reported_seeds: The seeds on which the best learning rate is run; none if the sweep is all.
     """
@@ -35,12 +36,14 @@ class Experiment:
     arms: tuple[Arm, ...]
     steps: int
     num_rates: int
+    rates_per_decade: int
     tuning_seeds: tuple[int, ...]
     reported_seeds: tuple[int, ...] = ()
 
     def rates(self, arm: Arm) -> list[float]:
         """The learning rates of an arm's sweep."""
-        return [float(f"{rate:.3g}") for rate in np.geomspace(*arm.rates, self.num_rates)]
+        powers = np.arange(self.num_rates) / self.rates_per_decade
+        return [float(f"{rate:.3g}") for rate in arm.first_rate * 10.0**powers]
 
 
 def tasks(
@@ -86,6 +89,37 @@ _VARIANTS = tuple(
     )
 )
 
+
+def _for_screening(arm: Arm) -> Arm:
+    """The arm with a sweep that starts where nothing was known yet."""
+    unit = arm.base == "sgd" and (
+        arm.scaling in ("z_normalized", "compressor")
+        or (arm.scaling == "stablegrad" and ("reference", 1.0) in arm.options)
+    )
+    return replace(arm, first_rate=1e-6 if unit else 1e-4 if arm.base == "lamb" else 1e-5)
+
+
+# What the screen leaves: each base optimizer, the best of its peers, the best settings of
+# StableGrad and those it had before.
+_KEPT = tuple(
+    ARMS[name]
+    for name in (
+        *("adam", "adam_eps", "clip_adam", "z_normalized_adam", "block_normalized_adam"),
+        *("novograd", "sgd", "clip_sgd", "gradient_stabilizer_sgd", "muon", "clip_muon"),
+    )
+)
+_SETTINGS = tuple(
+    stablegrad_arm(base, reference, decay=decay, balance=balance)
+    for base, reference, settings in (
+        ("adam", 1.0, ((0.0, 1.0), (0.0, 0.5), (0.5, 1.0), (0.5, 0.5), (0.9, 1.0))),
+        ("adam", "prediction", ((0.0, 1.0), (0.0, 0.0))),
+        ("sgd", 1.0, ((0.0, 0.0), (0.0, 0.5), (0.5, 0.5))),
+        ("sgd", "prediction", ((0.0, 1.0), (0.0, 0.5), (0.9, 1.0))),
+        ("muon", 1.0, ((0.0, 0.0), (0.5, 1.0), (0.9, 1.0))),
+    )
+    for decay, balance in settings
+)
+
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
@@ -93,10 +127,26 @@ EXPERIMENTS: dict[str, Experiment] = {
             "pinn-screen",
             "which settings of StableGrad, and which peers, are worth a longer look",
             tasks(CHOOSING, (16,)),
-            (*ARMS.values(), *_GRID, *_VARIANTS),
+            tuple(_for_screening(arm) for arm in (*ARMS.values(), *_GRID, *_VARIANTS)),
             steps=1000,
             num_rates=5,
+            rates_per_decade=1,
             tuning_seeds=(100, 101),
+        ),
+        Experiment(
+            "pinn-depth",
+            "which optimizer trains plain networks on a PDE, shallow and deep",
+            (
+                *tasks(f"{CHOOSING} {CONFIRMING}", (32,)),
+                *tasks(f"{CHOOSING} {CONFIRMING}", (8,)),
+                *tasks("burgers", (16, 64, 4)),
+            ),
+            (*_KEPT, *_SETTINGS),
+            steps=3000,
+            num_rates=8,
+            rates_per_decade=2,
+            tuning_seeds=(100, 101),
+            reported_seeds=tuple(range(16)),
         ),
     )
 }

@@ -123,10 +123,8 @@ def run(
         len(sweep.arms) * experiment.num_rates * len(seeds[0]) + len(report.arms) * len(seeds[1])
         for sweep, report in jobs
     )
-    with (
-        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
-        ThreadPoolExecutor(max_workers=_compilers()) as pool,
-    ):
+    pool = ThreadPoolExecutor(max_workers=_compilers())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         shown = progress.add_task(experiment.name, total=total * experiment.steps)
 
         def train(training: Training) -> _Outcome:
