@@ -120,6 +120,19 @@ _SETTINGS = tuple(
     for decay, balance in settings
 )
 
+# What is to be confirmed: gains of this step, with and without the layers' own proportions, beside
+# the rivals that did best and the defaults of before.
+_TO_CONFIRM = (
+    *(ARMS[name] for name in ("adam", "clip_adam", "sgd", "clip_sgd", "muon", "clip_muon")),
+    *(
+        stablegrad_arm(base, 1.0, decay=0.0, balance=balance)
+        for base in ("adam", "sgd", "muon")
+        for balance in (0.5, 1.0)
+    ),
+    stablegrad_arm("adam", 1.0, decay=0.9, balance=1.0),
+    stablegrad_arm("sgd", "prediction", decay=0.9, balance=1.0),
+)
+
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
@@ -142,6 +155,17 @@ EXPERIMENTS: dict[str, Experiment] = {
                 *tasks("burgers", (16, 64, 4)),
             ),
             (*_KEPT, *_SETTINGS),
+            steps=3000,
+            num_rates=8,
+            rates_per_decade=2,
+            tuning_seeds=(100, 101),
+            reported_seeds=tuple(range(16)),
+        ),
+        Experiment(
+            "pinn-confirm",
+            "whether what was chosen holds on the other half of the problems",
+            tasks(CONFIRMING, (16,)),
+            _TO_CONFIRM,
             steps=3000,
             num_rates=8,
             rates_per_decade=2,
