@@ -1,4 +1,4 @@
-"""The optimizers that are compared: a base optimizer, and what is done to the gradient before it."""
+"""The optimizers that are compared: a base optimizer and what is done to the gradient before."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -152,7 +152,7 @@ _PEERS = {
 
 
 def _first_rate(base: str, scaling: str = "none") -> float:
-    """Where a sweep of 3.5 decades starts, so that the rates that did well in the screen are inside.
+    """Where a sweep of 3.5 decades starts, with the rates that did well in the screen inside.
 
     A step of SGD is as long as what it is given: entries of about 1, leaves of norm 1, a whole
     gradient of norm 1 at most, or the loss's own gradient.

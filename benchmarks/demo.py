@@ -3,12 +3,9 @@
 import argparse
 import os
 import shlex
-import signal
 import sys
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -26,12 +23,17 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from benchmarks.pinn.arms import ARMS, read_records, tuned_learning_rate
-from benchmarks.pinn.networks import TanhNetwork
+from benchmarks import records
+from benchmarks.experiments import DEMO
+from benchmarks.history import History, train
+from benchmarks.interrupts import deferred_interrupt
+from benchmarks.pinn.networks import Network
 from benchmarks.pinn.problems import PROBLEMS
-from benchmarks.pinn.training import History, Setup, train
+from benchmarks.pinn.task import PinnTask
 
-DEFAULTS = Setup(PROBLEMS["burgers"])
+ARMS = {arm.name: arm for arm in DEMO.arms}
+TASKS = {task.problem.name: task for task in DEMO.tasks if isinstance(task, PinnTask)}
+DEFAULT_TASK = TASKS["burgers"]
 DEFAULT_SEEDS = 6
 PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
 
@@ -43,21 +45,23 @@ STYLES: tuple[tuple[str, Any], ...] = (
     ("#009E73", (0, (4, 1, 1, 1))),
     ("#0072B2", "-"),
     ("#D55E00", (0, (6, 1))),
+    ("#CC79A7", "-"),
+    ("#56B4E9", (0, (6, 1))),
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; the exit status is 130 if it was interrupted."""
     options = parse(arguments)
-    network = TanhNetwork(options.depth, options.width)
-    setup = Setup(PROBLEMS[options.problem], network, options.steps)
+    network = Network(options.depth, options.width)
+    task = PinnTask(PROBLEMS[options.problem], network, DEFAULT_TASK.points)
     console = Console(highlight=False)
-    console.print(introduction(setup, options.seeds), end="\n\n")
+    console.print(introduction(task, options.seeds, options.steps), end="\n\n")
     histories: dict[str, History] = {}
     interrupted = False
     with deferred_interrupt() as check_interrupt:
         try:
-            run(setup, options.arms, options.seeds, histories, console, check_interrupt)
+            run(task, options, histories, console, check_interrupt)
         except KeyboardInterrupt:
             console.print("Interrupted. This is what there is so far.")
             interrupted = True
@@ -68,31 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         picture(finished).savefig(options.out, dpi=150)
         console.print(f"\nPicture: {options.out}\nAgain: {command(options)}", soft_wrap=True)
     return 130 if interrupted else 0
-
-
-@contextmanager
-def deferred_interrupt() -> Generator[Callable[[], None], None, None]:
-    """Make the first Ctrl-C wait for the yielded function to be called; the second does not wait.
-
-    JAX runs callbacks in which Python discards exceptions, so one that is raised wherever the
-    signal happens to arrive can get lost.
-    """
-    arrived = False
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal arrived
-        arrived = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def check() -> None:
-        if arrived:
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -109,21 +88,22 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
 
-    def whole(name: str, default: int, highest: int, what: str) -> None:
+    def whole(name: str, default: int, lowest: int, highest: int, what: str) -> None:
         parser.add_argument(
             name,
-            type=_whole_number(highest),
+            type=_whole_number(lowest, highest),
             default=default,
             metavar="N",
-            help=f"{what}, 1 to {highest}",
+            help=f"{what}, {lowest} to {highest}",
         )
 
     names = list(ARMS)
-    parser.add_argument("--problem", choices=PROBLEMS, default=DEFAULTS.problem.name, help="PDE")
-    whole("--depth", DEFAULTS.network.depth, 99, "hidden layers")
-    whole("--width", DEFAULTS.network.width, 1024, "units per hidden layer")
-    whole("--seeds", DEFAULT_SEEDS, 64, "seeds, trained at once")
-    whole("--steps", DEFAULTS.steps, 1_000_000, "optimizer steps")
+    task = DEFAULT_TASK
+    parser.add_argument("--problem", choices=PROBLEMS, default=task.problem.name, help="PDE")
+    whole("--depth", task.network.depth, 2, 99, "hidden layers")
+    whole("--width", task.network.width, 1, 1024, "units per hidden layer")
+    whole("--seeds", DEFAULT_SEEDS, 1, 64, "seeds, trained at once")
+    whole("--steps", DEMO.steps, 1, 1_000_000, "optimizer steps")
     parser.add_argument(
         "--arms",
         choices=ARMS,
@@ -144,11 +124,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _whole_number(highest: int) -> Callable[[str], int]:
+def _whole_number(lowest: int, highest: int) -> Callable[[str], int]:
     def convert(text: str) -> int:
-        if not (text.isdecimal() and 1 <= int(text) <= highest):
+        if not (text.isdecimal() and lowest <= int(text) <= highest):
             raise argparse.ArgumentTypeError(
-                f"invalid value: {text!r} (choose a whole number from 1 to {highest})"
+                f"invalid value: {text!r} (choose a whole number from {lowest} to {highest})"
             )
         return int(text)
 
@@ -170,26 +150,40 @@ def _picture_path(text: str) -> Path:
     return path
 
 
-def introduction(setup: Setup, num_seeds: int) -> str:
+def introduction(task: PinnTask, num_seeds: int, steps: int) -> str:
     """What is about to be trained."""
-    network = setup.network
+    problem, network = task.problem, task.network
     return (
-        f"{setup.problem.name}: {setup.problem.equation}\n"
-        f"plain tanh network, {network.depth} hidden layers of {network.width}, {num_seeds} seeds "
-        f"at once, {setup.steps} steps of {setup.points} fresh points"
+        f"{problem.name}: {problem.equation}\n"
+        f"plain {network.activation} network, {network.depth} hidden layers of {network.width}, "
+        f"{num_seeds} seeds at once, {steps} steps of {task.points} fresh points"
     )
 
 
+def tuned_learning_rate(arm: str, problem: str) -> float:
+    """The best learning rate of an arm in the recorded sweep on a problem.
+
+    Raises:
+        LookupError: There is no such record.
+    """
+    cell = records.cell(DEMO, TASKS[problem], ARMS[arm], DEMO.tuning_seeds)
+    record = records.find(records.read(DEMO), cell)
+    if record is None:
+        raise LookupError(
+            f"no learning rate is recorded for {arm} on {problem}: "
+            f"run python -m benchmarks run {DEMO.name}"
+        )
+    return records.best_rate(record)
+
+
 def run(
-    setup: Setup,
-    arms: Sequence[str],
-    num_seeds: int,
+    pinn: PinnTask,
+    options: argparse.Namespace,
     histories: dict[str, History],
     console: Console,
     check_interrupt: Callable[[], None],
 ) -> None:
     """Train the arms one after another; ``histories`` always has what there is so far."""
-    records = read_records()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -200,9 +194,9 @@ def run(
     )
     # Bars need a terminal; a file or a pipe gets a line per arm.
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        labels = {arm: ARMS[arm].label for arm in arms}
+        labels = {arm: ARMS[arm].label for arm in options.arms}
         tasks = {
-            arm: progress.add_task(label, start=False, total=setup.steps, loss="-", error="-")
+            arm: progress.add_task(label, start=False, total=options.steps, loss="-", error="-")
             for arm, label in labels.items()
         }
         for arm, task in tasks.items():
@@ -211,18 +205,19 @@ def run(
                 histories[arm] = history
                 loss, error = f"{np.median(history.loss[-1]):.1e}", f"{history.median_error:.3f}"
                 progress.update(task, completed=history.steps, loss=loss, error=error)
-                if history.steps == setup.steps and not console.is_terminal:
+                if history.steps == options.steps and not console.is_terminal:
                     console.print(f"{labels[arm]}: loss {loss}, rel. L2 {error}")
                 check_interrupt()
 
             progress.start_task(task)
-            learning_rate = tuned_learning_rate(arm, setup.problem.name, records)
-            train(setup, ARMS[arm], learning_rate, range(num_seeds), report)
+            learning_rate = tuned_learning_rate(arm, pinn.problem.name)
+            seeds = range(options.seeds)
+            train(pinn, ARMS[arm], learning_rate, seeds, options.steps, report)
 
 
 def table(histories: Sequence[History]) -> Table:
     """One row per arm."""
-    problem, num_seeds = histories[0].setup.problem, len(histories[0].seeds)
+    problem, num_seeds = _task(histories).problem, len(histories[0].seeds)
     # Narrow enough for a terminal of 80 columns.
     result = Table(
         box=SIMPLE_HEAD,
@@ -263,31 +258,30 @@ def _processor_step(history: History) -> float:
 
 
 def _progress_note(history: History) -> str:
-    done, total = history.steps, history.setup.steps
+    done, total = history.steps, history.total_steps
     return "" if done == total else f"\nstep {done} of {total}"
 
 
 def notes(histories: Sequence[History]) -> str:
     """What the numbers of the table mean."""
     first = histories[0]
-    problem = first.setup.problem
-    tuned = next(record for record in read_records() if record["problem"] == problem.name)
+    problem = _task(histories).problem
+    tuned = TASKS[problem.name].network
     points = " x ".join(str(size) for size in problem.grid_shape)
     compiling = sum(history.compile_seconds for history in histories)
     lines = [
         f"rel. L2: |u - reference| / |reference| on {points} points, over seeds "
         f"{first.seeds[0]} to {first.seeds[-1]}; a diverged seed counts as inf. Solved: the "
         f"share of seeds with rel. L2 < {problem.solved_below:g}.",
-        "Learning rate: falls to 0 along a cosine. Each is the best of the same number of "
-        f"rates on seeds {tuned['seeds'][0]} to {tuned['seeds'][-1]} at depth "
-        f"{tuned['depth']}, width {tuned['width']}, {tuned['steps']} steps "
-        "(benchmarks/records/demo_sweep.jsonl).",
+        f"Learning rate: falls to 0 along a cosine. Each is the best of {DEMO.num_rates} rates on "
+        f"seeds {DEMO.tuning_seeds[0]} to {DEMO.tuning_seeds[-1]} at depth {tuned.depth}, width "
+        f"{tuned.width}, {DEMO.steps} steps (benchmarks/records/{DEMO.name}.jsonl).",
         "Memory: the optimizer's state in bytes per parameter; a network has "
         f"{first.num_params} parameters.",
         f"Time: of all seeds, without compilation (another {compiling:.0f} s in all). CPU: the "
         "same summed over cores, per step, which other programs disturb less.",
     ]
-    complete = all(history.steps == history.setup.steps for history in histories)
+    complete = all(history.steps == history.total_steps for history in histories)
     if complete and not any(history.num_solved for history in histories):
         lines.append("No seed solved it: this budget is too small; --steps gives it more.")
     return "\n".join(lines)
@@ -305,9 +299,10 @@ def command(options: argparse.Namespace) -> str:
 
 def picture(histories: Sequence[History]) -> Figure:
     """Fields and their errors above, curves and gradient scales below."""
-    setup, num_seeds = histories[0].setup, len(histories[0].seeds)
+    first = histories[0]
     figure = Figure(figsize=(max(15.0, 2.6 * (1 + len(histories))), 10.5), layout="constrained")
-    figure.suptitle(introduction(setup, num_seeds), fontsize=12)
+    title = introduction(_task(histories), len(first.seeds), first.total_steps)
+    figure.suptitle(title, fontsize=12)
     halves = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.15, 1.0), hspace=0.04)
     draw_fields(halves[0, 0], histories)
     draw_curves(halves[1, 0], histories)
@@ -316,12 +311,12 @@ def picture(histories: Sequence[History]) -> Figure:
 
 def draw_fields(figure: SubFigure, histories: Sequence[History]) -> None:
     """The reference, then the field of each arm's median seed with its error below."""
-    problem = histories[0].setup.problem
+    problem = _task(histories).problem
     reference = problem.reference(problem.grid().reshape(-1, 2)).reshape(problem.grid_shape)
     num_seeds = len(histories[0].seeds)
     rank = num_seeds // 2 + 1
     seeds = [int(np.argsort(history.final_error)[rank - 1]) for history in histories]
-    fields = [history.fields[seed] for history, seed in zip(histories, seeds, strict=True)]
+    fields = [history.shown[seed] for history, seed in zip(histories, seeds, strict=True)]
     errors = [np.abs(field - reference) for field in fields]
     # A quantile, so that a few points at a shock do not hide the rest. Diverged fields stay blank.
     finite = np.ravel(errors)[np.isfinite(np.ravel(errors))]
@@ -372,7 +367,7 @@ def draw_curves(figure: SubFigure, histories: Sequence[History]) -> None:
         draw_scales(start, history, slice(0, 1), style)
         draw_scales(end, history, slice(-end_steps, None), style)
 
-    threshold = histories[0].setup.problem.solved_below
+    threshold = histories[0].task.solved_below
     error.axhline(threshold, color="grey", linewidth=1)
     error.annotate(
         "solved below", (0.0, threshold), (2, 2), textcoords="offset points", color="grey"
@@ -417,6 +412,13 @@ def draw_scales(ax: Axes, history: History, steps: slice, style: Style) -> None:
     )
     ax.plot(layers, before, color=style["color"], linestyle=":", linewidth=1.6)
     ax.plot(layers, after, marker="o", markersize=3, linewidth=1.6, **style)
+
+
+def _task(histories: Sequence[History]) -> PinnTask:
+    """What all of them were trained on."""
+    task = histories[0].task
+    assert isinstance(task, PinnTask)
+    return task
 
 
 def _style(history: History) -> Style:

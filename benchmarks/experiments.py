@@ -130,12 +130,29 @@ _TO_CONFIRM = (
         for balance in (0.5, 1.0)
     ),
     stablegrad_arm("adam", 1.0, decay=0.9, balance=1.0),
-    stablegrad_arm("sgd", "prediction", decay=0.9, balance=1.0),
+)
+
+DEMO = Experiment(
+    "demo",
+    "the learning rates of the demo",
+    tasks("burgers poisson helmholtz", (16,), points=256),
+    tuple(
+        ARMS[name]
+        for name in (
+            *("adam", "adam_eps", "clip_adam", "stablegrad_adam", "stablegrad_sgd"),
+            *("muon", "stablegrad_muon"),
+        )
+    ),
+    steps=2000,
+    num_rates=8,
+    rates_per_decade=2,
+    tuning_seeds=(100, 101),
 )
 
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
+        DEMO,
         Experiment(
             "pinn-screen",
             "which settings of StableGrad, and which peers, are worth a longer look",
@@ -166,7 +183,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             "whether what was chosen holds on the other half of the problems",
             tasks(CONFIRMING, (16,)),
             _TO_CONFIRM,
-            steps=3000,
+            steps=2000,
             num_rates=8,
             rates_per_decade=2,
             tuning_seeds=(100, 101),

@@ -16,8 +16,8 @@ FOLDER = Path(__file__).parent / "records"
 Record = dict[str, Any]
 """One arm on one task: ``learning_rates`` [rates], ``seeds`` [seeds], ``errors`` [rates][seeds].
 
-An error that is not finite is null. Runs on the reported seeds also have ``error_curve``, the median
-error over the run, and ``scale_curve``, the median gradient std of each layer over the run.
+An error that is not finite is null. Runs on the reported seeds also have ``error_curve``, the
+median error over the run, and ``scale_curve``, the median gradient std of each layer over the run.
 """
 
 

@@ -202,7 +202,7 @@ class _Outcome:
 
 
 def current_commit() -> str | None:
-    """Git's short name of the commit, with a plus sign if files differ from it; None without git."""
+    """Git's short name of the commit, with a plus sign if files differ; None without git."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(

@@ -137,10 +137,10 @@ class Training:
         return self
 
     def chunks(self) -> Iterator[tuple[Chunk, Seconds]]:
-        """Train, a chunk of steps at a time; the cells are in the order in which they were given."""
+        """Train, a chunk of steps at a time; the cells are in the order they were given in."""
         settings = jax.device_put(self._settings, self._by_cell)
         states = jax.jit(self._start, out_shardings=self._by_cell)(settings)
-        back = np.argsort(np.concatenate(self._groups))
+        back = np.argsort(self._order)
         for first in range(0, self.steps, self.chunk_length):
             numbers = np.arange(first, min(first + self.chunk_length, self.steps), dtype=np.uint32)
             began = time.perf_counter()
@@ -174,6 +174,12 @@ class Training:
         for index, cell in enumerate(self.cells):
             groups.setdefault(cell.arm.program, []).append(index)
         return list(groups.values())
+
+    @property
+    def _order(self) -> np.ndarray:
+        """The cells in the order of the output: on each device, its share of every group."""
+        shares = [np.split(np.array(group), self._by_cell.mesh.size) for group in self._groups]
+        return np.concatenate([share for device in zip(*shares, strict=True) for share in device])
 
     @cached_property
     def _settings(self) -> tuple[_Settings, ...]:

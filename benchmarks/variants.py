@@ -1,4 +1,4 @@
-"""Ideas beside the package's own rule, tried in the experiments; what wins moves into the package."""
+"""Ideas beside the package's own rule, for experiments; what wins moves into the package."""
 
 from collections.abc import Collection
 from typing import Any, NamedTuple
@@ -71,11 +71,11 @@ def compressor(
 
         scales = jax.tree.map(run, state.scale, by_leaf(updates))
         flat = jax.tree.leaves(scales)
-        sizes = [leaf.size / scale.size for leaf, scale in zip(jax.tree.leaves(updates), flat)]
-        entries = sum(size * scale.size for size, scale in zip(sizes, flat))
-        pooled = jnp.sqrt(
-            sum(size * jnp.sum(scale**2) for size, scale in zip(sizes, flat)) / entries
+        leaves = jax.tree.leaves(updates)
+        square_sum = sum(
+            leaf.size * jnp.mean(scale**2) for leaf, scale in zip(leaves, flat, strict=True)
         )
+        pooled = jnp.sqrt(square_sum / sum(leaf.size for leaf in leaves))
         b = balance
         if follow_imbalance:
             logs = jnp.concatenate([jnp.log10(jnp.maximum(s, 1e-30)).ravel() for s in flat])

@@ -1,49 +1,36 @@
 """Problems, networks, arms and the training loop of the PINN benchmarks."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from benchmarks.pinn import sweep as sweep_module
-from benchmarks.pinn.arms import ARMS, Arm, median_error, read_records, tuned_learning_rate
-from benchmarks.pinn.networks import TanhNetwork
+from benchmarks.pinn.derivatives import jet_of
+from benchmarks.pinn.networks import ACTIVATIONS, Network
 from benchmarks.pinn.problems import (
     BURGERS_VISCOSITY,
     PROBLEMS,
-    Field,
     Problem,
     burgers_reference,
 )
-from benchmarks.pinn.sweep import TUNING_SEEDS, cell, learning_rates, record_of, sweep
-from benchmarks.pinn.training import History, Setup, train
+from benchmarks.pinn.task import PREDICTIONS, PinnTask
+from stablegrad_optax import activation_gain
 
-# optax.adam mixes float and int32, which strict promotion refuses.
-trains = pytest.mark.standard_promotion
-
-SOLUTIONS: dict[str, Field] = {
+SOLUTIONS = {
     "poisson": lambda p: jnp.sin(jnp.pi * p[:, 0]) * jnp.sin(jnp.pi * p[:, 1]),
     "helmholtz": lambda p: jnp.sin(jnp.pi * p[:, 0]) * jnp.sin(4 * jnp.pi * p[:, 1]),
 }
-
-
-def tiny(problem: str = "poisson", steps: int = 10) -> Setup:
-    return Setup(PROBLEMS[problem], TanhNetwork(depth=2, width=8), steps, points=32)
 
 
 @pytest.mark.parametrize("name", SOLUTIONS)
 def test_the_analytic_solution_has_no_residual_and_is_the_reference(name: str):
     problem, solution = PROBLEMS[name], SOLUTIONS[name]
     points = problem.sample(jax.random.key(0), 100)
-    source = jnp.max(jnp.abs(problem.residual(lambda p: jnp.zeros(len(p)), points)))
-    residual = problem.residual(solution, points)
-    assert jnp.max(jnp.abs(residual)) < 1e-5 * source
+    source = problem.residual(points, jet_of(lambda p: 0.0 * p[:, 0], points))
+    residual = problem.residual(points, jet_of(solution, points))
+    assert jnp.max(jnp.abs(residual)) < 1e-5 * jnp.max(jnp.abs(source))
     np.testing.assert_allclose(
         problem.reference(np.asarray(points, np.float64)), solution(points), atol=2e-6
     )
@@ -68,7 +55,8 @@ def test_the_burgers_reference_solves_the_pde_in_float64():
 def test_the_burgers_residual_is_that_of_a_field_differentiated_by_hand():
     points = PROBLEMS["burgers"].sample(jax.random.key(0), 100)
     x, t = points[:, 0], points[:, 1]
-    residual = PROBLEMS["burgers"].residual(lambda p: jnp.sin(3 * p[:, 0]) * p[:, 1] ** 2, points)
+    field = jet_of(lambda p: jnp.sin(3 * p[:, 0]) * p[:, 1] ** 2, points)
+    residual = PROBLEMS["burgers"].residual(points, field)
     u, u_t, u_x = jnp.sin(3 * x) * t**2, 2 * t * jnp.sin(3 * x), 3 * jnp.cos(3 * x) * t**2
     by_hand = u_t + u * u_x + 9 * BURGERS_VISCOSITY * u
     np.testing.assert_allclose(residual, by_hand, atol=1e-5)
@@ -96,7 +84,7 @@ def test_the_ansatz_meets_the_conditions_for_any_network(problem: Problem):
     if problem.name != "burgers":  # its t = 1 is free
         edges.append(grid[:, -1])
     points = np.concatenate(edges)
-    network = TanhNetwork(depth=2, width=8)
+    network = Network(depth=2, width=8)
     output = network.apply(network.init(jax.random.key(0)), jnp.asarray(points, jnp.float32))
     assert jnp.min(jnp.abs(output)) < 1e3
     field = problem.ansatz(jnp.asarray(points, jnp.float32), 100 * output + 1)
@@ -113,146 +101,121 @@ def test_samples_fill_the_domain_that_the_grid_spans(problem: Problem):
     np.testing.assert_allclose(samples.mean(axis=0), grid.mean(axis=0), atol=0.1)
 
 
-def test_the_network_is_a_plain_tanh_network_with_a_leaf_per_layer():
-    network = TanhNetwork(depth=12, width=5)
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+def test_samples_of_the_sides_lie_on_all_of_them_and_have_the_solution_s_values(problem: Problem):
+    points = np.asarray(problem.sample_sides(jax.random.key(0), 400))
+    ends = np.array([problem.lower, problem.upper])
+    counts = [np.sum(points[:, c] == np.float32(ends[int(up), c])) for c, up in problem.sides]
+    assert sum(counts) == 400
+    assert min(counts) > 0.7 * 400 / len(problem.sides)
+    given = problem.given(jnp.asarray(points))
+    np.testing.assert_allclose(given, problem.reference(points.astype(float)), atol=1e-6)
+
+
+def test_the_network_is_a_plain_perceptron_with_stacked_hidden_layers():
+    network = Network(depth=12, width=5)
     params = network.init(jax.random.key(0))
-    assert sorted(params) == [f"layer_{index:02d}" for index in range(13)]
-    shapes = [params[name]["kernel"].shape for name in sorted(params)]
-    assert shapes == [(2, 5), *[(5, 5)] * 11, (5, 1)]
+    shapes = jax.tree.map(jnp.shape, params)
+    assert shapes == {
+        "first": {"kernel": (2, 5), "bias": (5,)},
+        "hidden": {"kernel": (11, 5, 5), "bias": (11, 5)},
+        "last": {"kernel": (5, 1), "bias": (1,)},
+    }
+    params = jax.tree.map(lambda p: p + 0.1, params)  # biases that are not zero
     points = np.random.default_rng(0).normal(size=(7, 2))
-    values = points
-    for index in range(13):
-        kernel, bias = (np.asarray(params[f"layer_{index:02d}"][k]) for k in ("kernel", "bias"))
-        values = values @ kernel + bias
-        values = np.tanh(values) if index < 12 else values
+    first, hidden, last = (jax.tree.map(np.asarray, params[k]) for k in ("first", "hidden", "last"))
+    values = np.tanh(points @ first["kernel"] + first["bias"])
+    for kernel, bias in zip(hidden["kernel"], hidden["bias"], strict=True):
+        values = np.tanh(values @ kernel + bias)
+    values = values @ last["kernel"] + last["bias"]
     output = network.apply(params, jnp.asarray(points, jnp.float32))
     assert output.shape == (7,)
     np.testing.assert_allclose(output, values[:, 0], rtol=1e-5, atol=1e-6)
 
 
-def test_kernels_are_glorot_normal_and_biases_zero():
-    params = TanhNetwork(depth=2, width=400).init(jax.random.key(0))
-    assert jnp.std(params["layer_01"]["kernel"]) == pytest.approx((2 / 800) ** 0.5, rel=0.02)
-    assert not any(layer["bias"].any() for layer in params.values())
+def test_initial_kernels_have_the_std_that_is_asked_for_and_biases_are_zero():
+    wide = Network(depth=2, width=400, activation="silu")
+    glorot = wide.init(jax.random.key(0))
+    aware = replace(wide, initialization="activation_aware").init(jax.random.key(0))
+    assert jnp.std(glorot["hidden"]["kernel"]) == pytest.approx((2 / 800) ** 0.5, rel=0.02)
+    gain = activation_gain(jax.nn.silu)
+    assert jnp.std(aware["hidden"]["kernel"]) == pytest.approx(gain / 20, rel=0.02)
+    assert not any(layer["bias"].any() for layer in glorot.values())
 
 
-def test_the_learning_rate_is_the_one_with_the_lowest_recorded_median():
-    def record(rate: float, *errors: float | None) -> dict[str, Any]:
-        return {"problem": "burgers", "arm": "adam", "learning_rate": rate, "errors": errors}
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_layerwise_jet_is_the_derivative_of_the_network(activation: str):
+    network = Network(depth=3, width=8, activation=activation)
+    params = jax.tree.map(lambda p: p + 0.1, network.init(jax.random.key(0)))
+    points = jax.random.uniform(jax.random.key(1), (5, 2))
 
-    records = [record(1e-3, 0.3, 0.2, 0.9), record(2e-3, 0.1, None, None), record(4e-3, 0.4, 0.4)]
-    assert median_error(records[1]) == np.inf
-    assert tuned_learning_rate("adam", "burgers", records) == 1e-3
-    with pytest.raises(LookupError, match=r"benchmarks\.pinn\.sweep --problem poisson --arms adam"):
-        tuned_learning_rate("adam", "poisson", records)
+    def at(point: jax.Array) -> jax.Array:
+        return network.apply(params, point[None])[0]
+
+    value, slopes, curvatures = network.jet(params, points)
+    np.testing.assert_allclose(value, jax.vmap(at)(points), rtol=1e-6)
+    gradient, hessian = jax.vmap(jax.grad(at))(points), jax.vmap(jax.hessian(at))(points)
+    for axis in range(2):
+        np.testing.assert_allclose(slopes[axis], gradient[:, axis], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(curvatures[axis], hessian[:, axis, axis], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("boundary", ["exact", "soft"])
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_every_arm_was_swept_alike_and_its_best_rate_if_any_is_inside_the_grid(problem: str):
-    records = [record for record in read_records() if record["problem"] == problem]
-    for arm in ARMS.values():
-        rates = learning_rates(arm.name, problem)
-        wanted = [cell(Setup(PROBLEMS[problem]), arm, rate) for rate in rates]
-        assert all(any(w.items() <= record.items() for record in records) for w in wanted)
-        best = tuned_learning_rate(arm.name, problem, records)
-        reached = min(median_error(record) for record in records if record["arm"] == arm.name)
-        # u = 0 has error 1: where no rate does better, none of them is the best.
-        assert rates[0] < best < rates[-1] or reached > 0.9
-    assert len(records) == len(ARMS) * len(learning_rates("adam", problem))
+def test_the_loss_is_the_mean_square_of_the_residual_and_of_the_misses(problem: str, boundary: str):
+    task = PinnTask(PROBLEMS[problem], Network(3, 8), points=32, boundary=boundary)
+    params, key = task.init(jax.random.key(0)), jax.random.key(1)
+    loss, (grads, prediction_grad) = task.gradients(params, key)
+    inside_key, sides_key = jax.random.split(key)
+    inside, sides = task.problem.sample(inside_key, 32), task.problem.sample_sides(sides_key, 8)
+
+    def by_hand(params):
+        field = jet_of(lambda points: task.field_at(params, points), inside)
+        residual = task.problem.residual(inside, field)
+        miss = task.field_at(params, sides) - task.problem.reference(np.asarray(sides, float))
+        return jnp.mean(residual**2) + task.problem.soft_weight * jnp.mean(miss**2), residual
+
+    (expected, residual), expected_grads = jax.value_and_grad(by_hand, has_aux=True)(params)
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    jax.tree.map(
+        lambda g, e: np.testing.assert_allclose(g, e, rtol=1e-2, atol=1e-4 * np.abs(e).max()),
+        *(grads, expected_grads),
+    )
+    np.testing.assert_allclose(prediction_grad["residual"], residual / 16, rtol=1e-3, atol=1e-4)
+    assert ("sides" in prediction_grad) == (boundary == "soft")
 
 
-@pytest.fixture(scope="module")
-def histories() -> dict[str, History]:
-    rates = dict.fromkeys(ARMS, 0.04) | {"stablegrad_sgd": 0.01}
-    return {name: train(tiny(steps=100), arm, rates[name], (0, 1)) for name, arm in ARMS.items()}
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_choice_of_the_prediction_changes_its_gradient_alone(prediction: str):
+    task = PinnTask(PROBLEMS["burgers"], Network(3, 8), points=32, boundary="soft")
+    params, key = task.init(jax.random.key(0)), jax.random.key(1)
+    loss, (grads, of_residual) = task.gradients(params, key)
+    other = replace(task, prediction=prediction)
+    other_loss, (other_grads, prediction_grad) = other.gradients(params, key)
+    assert loss == other_loss
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), grads, other_grads)
+    expected = {
+        "residual": {"residual", "sides"},
+        "field": {"field", "sides"},
+        "both": {"residual", "field", "sides"},
+    }
+    assert set(prediction_grad) == expected[prediction]
+    if "residual" in prediction_grad:
+        np.testing.assert_array_equal(prediction_grad["residual"], of_residual["residual"])
+    if "field" in prediction_grad:
+        # Burgers: du_t enters the residual with a factor of 1, du_xx with minus the viscosity.
+        jet = prediction_grad["field"]
+        np.testing.assert_allclose(jet.slopes[1], of_residual["residual"], rtol=1e-5)
+        viscous = -BURGERS_VISCOSITY * of_residual["residual"]
+        np.testing.assert_allclose(jet.curvatures[0], viscous, rtol=1e-5)
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_training_lowers_the_loss_and_the_error(arm: str, histories: dict[str, History]):
-    history = histories[arm]
-    assert np.all(history.loss[-10:].mean(axis=0) < 0.2 * history.loss[:3].mean(axis=0))
-    assert np.all(history.final_error < 0.5)
-
-
-@pytest.mark.parametrize("arm", ARMS)
-def test_a_history_has_every_step_and_seed(arm: str, histories: dict[str, History]):
-    history = histories[arm]
-    assert history.steps == 100
-    assert history.loss.shape == (100, 2)
-    assert history.scale_before.shape == history.scale_after.shape == (100, 2, 3)
-    assert history.error.shape == (len(history.error_steps), 2)
-    assert history.error_steps.tolist() == list(range(4, 101, 4))
-    reference = PROBLEMS["poisson"].reference(PROBLEMS["poisson"].grid().reshape(-1, 2))
-    distance = np.linalg.norm(history.fields.reshape(2, -1) - reference, axis=1)
-    np.testing.assert_allclose(history.final_error, distance / np.linalg.norm(reference), rtol=1e-4)
-
-
-def test_the_recorded_scales_are_those_of_the_transform(histories: dict[str, History]):
-    untouched, scaled = histories["adam"], histories["stablegrad_adam"]
-    np.testing.assert_array_equal(untouched.scale_before, untouched.scale_after)
-    np.testing.assert_allclose(scaled.scale_before[0], untouched.scale_before[0], rtol=1e-4)
-    np.testing.assert_allclose(scaled.scale_after[0], 1, rtol=1e-4)
-
-
-def test_optimizer_memory_is_two_moments_for_adam_and_one_for_sgd(histories: dict[str, History]):
-    num_params = histories["adam"].num_params
-    assert num_params == 3 * 8 + 9 * 8 + 9
-    # The output's bias is one number, which StableGrad leaves alone: five scales and the reference,
-    # and with a fixed reference five peaks.
-    counts, scales, peaks = 2 * 4, (5 + 1) * 4, 5 * 4
-    assert histories["adam"].state_bytes == 8 * num_params + counts
-    assert histories["stablegrad_adam"].state_bytes == 8 * num_params + counts + scales + peaks
-    assert histories["stablegrad_sgd"].state_bytes == 4 * num_params + counts // 2 + scales
-
-
-@trains
-def test_a_seed_alone_does_what_it_does_among_others(histories: dict[str, History]):
-    together = histories["adam"]
-    reports: list[History] = []
-    alone = train(together.setup, ARMS["adam"], together.learning_rate, (1,), reports.append)
-    np.testing.assert_allclose(alone.loss[:20, 0], together.loss[:20, 1], rtol=1e-3)
-    assert np.all(together.loss[:20, 0] != together.loss[:20, 1])
-    assert [report.steps for report in reports] == alone.error_steps.tolist()
-    np.testing.assert_array_equal(reports[2].loss, alone.loss[:12])
-
-
-@trains
-def test_a_diverged_seed_is_counted_as_unsolved_and_not_dropped():
-    history = train(tiny(), replace(ARMS["adam"], base=optax.sgd), 1e30, (0, 1, 2))
-    assert not np.isfinite(history.error[-1]).any()
-    assert history.final_error.tolist() == [np.inf] * 3
-    assert history.median_error == np.inf
-    assert history.num_solved == 0
-    mixed = replace(history, error=np.array([[np.nan, 1e-3, 0.5]]))
-    assert mixed.final_error.tolist() == [np.inf, 1e-3, 0.5]
-    assert mixed.median_error == 0.5
-    assert mixed.num_solved == 1
-
-
-def test_a_sweep_records_every_cell_once_and_resumes(
-    histories: dict[str, History], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    trained: list[float] = []
-
-    def instead_of_training(setup: Setup, arm: Arm, learning_rate: float, seeds: Any) -> History:
-        assert seeds == TUNING_SEEDS
-        trained.append(learning_rate)
-        return replace(histories[arm.name], setup=setup, learning_rate=learning_rate)
-
-    monkeypatch.setattr(sweep_module, "train", instead_of_training)
-    path = tmp_path / "records.jsonl"
-    sweep(tiny(), [ARMS["adam"]], path)
-    first = path.read_text()
-    assert trained == learning_rates("adam", "poisson")
-    assert [record["learning_rate"] for record in read_records(path)] == trained
-    sweep(tiny(), [ARMS["adam"]], path)
-    assert path.read_text() == first
-    sweep(tiny(steps=3), [ARMS["adam"]], path)
-    assert len(read_records(path)) == 2 * len(learning_rates("adam", "poisson"))
-
-
-def test_a_record_has_null_for_a_diverged_seed(histories: dict[str, History]):
-    diverged = replace(histories["adam"], error=np.array([[np.nan, 0.25]]))
-    record = json.loads(json.dumps(record_of(diverged), allow_nan=False))
-    assert record["errors"] == [None, 0.25]
-    assert median_error(record) == np.inf
+def test_the_error_is_the_relative_distance_on_the_grid():
+    task = PinnTask(PROBLEMS["poisson"], Network(2, 8))
+    params = task.init(jax.random.key(0))
+    error, field = task.evaluate(params)
+    grid = task.problem.grid()
+    assert field.shape == task.problem.grid_shape
+    reference = task.problem.reference(grid.reshape(-1, 2))
+    distance = np.linalg.norm(np.ravel(field) - reference) / np.linalg.norm(reference)
+    np.testing.assert_allclose(error, distance, rtol=1e-4)

@@ -24,9 +24,9 @@ INITIALIZATIONS = ("glorot", "activation_aware")
 class Network:
     """``depth`` hidden layers of ``width`` units, then a linear output of one unit.
 
-    The hidden layers after the first are stacked, kernels ``[depth - 1, width, width]``, and applied
-    by ``lax.scan``: what is compiled does not grow with depth. Optimizers that act on each layer
-    have to be told, as with the layers of ``nn.scan``: see ``benchmarks.arms``.
+    The hidden layers after the first are stacked, kernels ``[depth - 1, width, width]``, and
+    applied by ``lax.scan``. Optimizers that act on each layer have to be told, as with the layers
+    of ``nn.scan``: see ``benchmarks.arms``.
 
     Attributes:
         depth: Number of hidden layers, at least 2.
@@ -97,7 +97,7 @@ class Network:
 
 
 def _unroll() -> bool:
-    """Whether loops over layers are unrolled: on CPUs that runs twice as fast, and compiles slower."""
+    """Whether loops over layers are unrolled: compiles slower, but CPUs run it twice as fast."""
     return jax.default_backend() == "cpu"
 
 

@@ -54,11 +54,10 @@ class Problem:
         """Uniform points on the sides on which the solution is given, [count, 2]."""
         points_key, side_key = jax.random.split(key)
         points = self.sample(points_key, count)
-        coordinate, upper = jnp.array(self.sides).T
+        ends = jnp.array([(self.lower, self.upper)[upper][axis] for axis, upper in self.sides])
+        axes = jnp.array([axis for axis, _ in self.sides])
         side = jax.random.randint(side_key, (count,), 0, len(self.sides))
-        ends = jnp.array([self.lower, self.upper])
-        end = ends[upper[side], coordinate[side]]
-        return points.at[jnp.arange(count), coordinate[side]].set(end)
+        return points.at[jnp.arange(count), axes[side]].set(ends[side])
 
     def given(self, points: jax.Array) -> jax.Array:
         """The given values at points on the sides, [n]."""

@@ -1,0 +1,391 @@
+"""Arms, the training of many cells in one program, the runner and its records."""
+
+import json
+import signal
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from rich.console import Console
+
+from benchmarks import __main__ as program
+from benchmarks import records, runner
+from benchmarks.arms import ARMS, Arm, compressor_arm, stablegrad_arm
+from benchmarks.experiments import DEMO, EXPERIMENTS, Experiment, tasks
+from benchmarks.history import History, train
+from benchmarks.interrupts import deferred_interrupt
+from benchmarks.peers import (
+    block_normalized,
+    gradient_stabilizer,
+    on_each_layer,
+    z_normalized,
+)
+from benchmarks.pinn.networks import Network
+from benchmarks.pinn.problems import PROBLEMS
+from benchmarks.pinn.task import PinnTask
+from benchmarks.training import Cell, Training
+from benchmarks.variants import compressor
+
+# optax.adam mixes float and int32, which strict promotion refuses.
+pytestmark = pytest.mark.standard_promotion
+
+TINY = PinnTask(PROBLEMS["poisson"], Network(depth=3, width=8), points=32)
+SHOWN = [ARMS[name] for name in ("adam", "stablegrad_adam", "stablegrad_sgd")]
+
+
+def tiny_experiment(**changes: Any) -> Experiment:
+    experiment = Experiment(
+        "tiny",
+        "for tests",
+        tasks("poisson burgers-soft", (2,), points=8, width=4),
+        (ARMS["adam"], stablegrad_arm("sgd", decay=0.5), stablegrad_arm("sgd", decay=0.9)),
+        steps=4,
+        num_rates=2,
+        rates_per_decade=1,
+        tuning_seeds=(100, 101),
+        reported_seeds=(0, 1, 2, 3),
+    )
+    return replace(experiment, **changes)
+
+
+# Peers.
+
+
+def test_peers_do_what_their_papers_say():
+    grad = jnp.array([[3.0, 4.0], [0.0, 12.0]])
+    done, _ = block_normalized().update({"w": grad}, optax.EmptyState())
+    np.testing.assert_allclose(done["w"], grad / 13, rtol=1e-6)
+    done, _ = z_normalized().update({"w": grad}, optax.EmptyState())
+    np.testing.assert_allclose(done["w"], (grad - 4.75) / np.std(grad), rtol=1e-6)
+    tx = gradient_stabilizer()
+    state = tx.init({"w": grad})
+    first, state = tx.update({"w": grad}, state)
+    np.testing.assert_allclose(first["w"], grad / 13, rtol=1e-6)  # m / sqrt(v) starts at 1
+    second, _ = tx.update({"w": 10 * grad}, state)
+    m, v = 0.7 * 0.3 * 13 + 0.3 * 130, 0.9 * 0.1 * 13**2 + 0.1 * 130**2
+    length = (m / (1 - 0.7**2)) / np.sqrt(v / (1 - 0.9**2))
+    np.testing.assert_allclose(second["w"], grad / 13 * length, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [block_normalized, z_normalized, gradient_stabilizer])
+def test_peers_leave_a_zero_gradient_zero(make):
+    zero = {"w": jnp.zeros((3, 3))}
+    done, _ = make().update(zero, make().init(zero), zero)
+    assert not done["w"].any()
+
+
+@pytest.mark.parametrize("name", ["lamb", "novograd", "muon", "agc_adam", "z_normalized_sgd"])
+def test_stacked_layers_are_treated_as_the_layers_they_are(name: str):
+    key = jax.random.key(0)
+    stacked_grads = {"hidden": {"kernel": jax.random.normal(key, (3, 4, 4))}}
+    scale = jnp.array([1.0, 10.0, 100.0])[:, None, None]
+    stacked_grads = jax.tree.map(lambda g: g * scale, stacked_grads)
+    params = jax.tree.map(lambda g: jnp.cos(g) * scale, stacked_grads)
+
+    def steps(stacked: tuple[str, ...], params: Any, grads: Any) -> Any:
+        tx = optax.chain(*ARMS[name].stages(0.1, stacked))
+        state = tx.init(params)
+        for _ in range(2):
+            updates, state = tx.update(grads, state, params)
+        return updates
+
+    together = steps(("hidden",), params, stacked_grads)["hidden"]["kernel"]
+    for index in range(3):
+        one_params, one_grads = jax.tree.map(lambda a, i=index: a[i], (params, stacked_grads))
+        alone = steps((), one_params, one_grads)["hidden"]["kernel"]
+        np.testing.assert_allclose(together[index], alone, rtol=1e-4, atol=1e-7)
+
+
+def test_on_each_layer_passes_other_parts_whole():
+    tx = on_each_layer(block_normalized, ["hidden"])
+    grads = {"first": {"kernel": jnp.ones((2, 8))}, "hidden": {"kernel": jnp.ones((3, 4, 4))}}
+    done, _ = tx.update(grads, tx.init(grads), grads)
+    np.testing.assert_allclose(done["first"]["kernel"], 0.25)
+    np.testing.assert_allclose(done["hidden"]["kernel"], 0.25)
+
+
+def test_the_compressor_rises_at_once_and_falls_slowly():
+    tx = compressor((), attack=0.0, release=0.5, balance=1.0)
+    grad = jnp.array([[1.0, -1.0]])
+    state = tx.init({"w": grad})
+    scales = []
+    for factor in (1.0, 8.0, 1.0, 1.0):
+        _, state = tx.update({"w": factor * grad}, state)
+        scales.append(float(state.scale["w"]))
+    assert scales == [1.0, 8.0, 4.5, 2.75]
+
+
+def test_the_compressor_without_memory_is_stablegrad():
+    params = Network(depth=4, width=8).init(jax.random.key(0))
+    grads = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(1), p.shape), params)
+    for balance in (0.0, 0.5, 1.0):
+        ours = stablegrad_arm("sgd", decay=0.0, balance=balance)
+        other = compressor_arm("sgd", attack=0.0, release=0.0, balance=balance)
+        done = []
+        for arm in (ours, other):
+            scaling, _ = arm.stages(1.0, ("hidden",))
+            done.append(scaling.update(grads, scaling.init(params), params)[0])
+        done = [jax.tree.map(lambda g: g if g.size > 1 else 0 * g, d) for d in done]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.05), *done)
+
+
+# Training.
+
+
+@pytest.fixture(scope="module")
+def histories() -> dict[str, History]:
+    rates = {"adam": 0.04, "stablegrad_adam": 0.04, "stablegrad_sgd": 0.01}
+    return {arm.name: train(TINY, arm, rates[arm.name], (0, 1), 100) for arm in SHOWN}
+
+
+@pytest.mark.parametrize("arm", SHOWN, ids=lambda arm: arm.name)
+def test_training_lowers_the_loss_and_the_error(arm: Arm, histories: dict[str, History]):
+    history = histories[arm.name]
+    assert np.all(history.loss[-10:].mean(axis=0) < 0.2 * history.loss[:3].mean(axis=0))
+    assert np.all(history.final_error < 0.5)
+
+
+def test_a_history_has_every_step_and_seed(histories: dict[str, History]):
+    history = histories["adam"]
+    assert history.steps == history.total_steps == 100
+    assert history.loss.shape == (100, 2)
+    assert history.scale_before.shape == history.scale_after.shape == (100, 2, 4)
+    assert history.error.shape == (len(history.error_steps), 2)
+    assert history.error_steps.tolist() == list(range(4, 101, 4))
+    reference = PROBLEMS["poisson"].reference(PROBLEMS["poisson"].grid().reshape(-1, 2))
+    distance = np.linalg.norm(history.shown.reshape(2, -1) - reference, axis=1)
+    np.testing.assert_allclose(history.final_error, distance / np.linalg.norm(reference), rtol=1e-4)
+
+
+def test_the_recorded_scales_are_those_of_the_transform(histories: dict[str, History]):
+    untouched, scaled = histories["adam"], histories["stablegrad_adam"]
+    np.testing.assert_array_equal(untouched.scale_before, untouched.scale_after)
+    np.testing.assert_allclose(scaled.scale_before[0], untouched.scale_before[0], rtol=1e-4)
+    np.testing.assert_allclose(scaled.scale_after[0], 1, rtol=1e-4)
+
+
+def test_optimizer_memory_is_two_moments_for_adam_and_one_for_sgd(histories: dict[str, History]):
+    num_params = histories["adam"].num_params
+    assert num_params == 3 * 8 + 2 * 9 * 8 + 9
+    # The output's bias is one number, which StableGrad leaves alone: seven scales and the
+    # reference, and with a fixed reference seven peaks.
+    counts, scales, peaks = 2 * 4, (7 + 1) * 4, 7 * 4
+    assert histories["adam"].state_bytes == 8 * num_params + counts
+    assert histories["stablegrad_adam"].state_bytes == 8 * num_params + counts + scales + peaks
+    assert histories["stablegrad_sgd"].state_bytes == 4 * num_params + counts // 2 + scales
+
+
+def test_a_seed_alone_does_what_it_does_among_others(histories: dict[str, History]):
+    together = histories["adam"]
+    reports: list[History] = []
+    alone = train(TINY, ARMS["adam"], together.learning_rate, (1,), 100, reports.append)
+    np.testing.assert_allclose(alone.loss[:20, 0], together.loss[:20, 1], rtol=1e-3)
+    assert np.all(together.loss[:20, 0] != together.loss[:20, 1])
+    assert [report.steps for report in reports] == alone.error_steps.tolist()
+    np.testing.assert_array_equal(reports[2].loss, alone.loss[:12])
+
+
+def test_cells_in_any_order_do_what_each_does_alone():
+    arms = (stablegrad_arm("sgd", decay=0.0), ARMS["adam"], stablegrad_arm("sgd", decay=0.9))
+    cells = tuple(Cell(arm, rate, seed) for seed in (3, 4) for arm in arms for rate in (1e-3, 1e-4))
+    together = Training(TINY, cells, 4)
+    *_, (last, _) = together.chunks()
+    for index in (0, 1, 2, 5, 9, 11):
+        *_, (alone, _) = Training(TINY, (cells[index],), 4).chunks()
+        np.testing.assert_allclose(last.loss[:, index], alone.loss[:, 0], rtol=2e-3)
+        np.testing.assert_allclose(last.error[index], alone.error[0], rtol=2e-3)
+        np.testing.assert_allclose(last.scale_after[:, index], alone.scale_after[:, 0], rtol=2e-2)
+
+
+def test_a_diverged_seed_is_counted_as_unsolved_and_not_dropped():
+    history = train(TINY, ARMS["sgd"], 1e30, (0, 1, 2), 10)
+    assert not np.isfinite(history.error[-1]).any()
+    assert history.final_error.tolist() == [np.inf] * 3
+    assert history.median_error == np.inf
+    assert history.num_solved == 0
+    mixed = replace(history, error=np.array([[np.nan, 1e-3, 0.5]]))
+    assert mixed.final_error.tolist() == [np.inf, 1e-3, 0.5]
+    assert mixed.median_error == 0.5
+    assert mixed.num_solved == 1
+
+
+# Experiments and records.
+
+
+def test_every_experiment_s_arms_and_tasks_have_names_of_their_own():
+    for experiment in EXPERIMENTS.values():
+        assert len({arm.name for arm in experiment.arms}) == len(experiment.arms)
+        described = {json.dumps(task.describe()) for task in experiment.tasks}
+        assert len(described) == len(experiment.tasks)
+        assert not set(experiment.tuning_seeds) & set(experiment.reported_seeds)
+
+
+def test_every_sweep_of_an_experiment_has_as_many_rates_evenly_spaced():
+    for experiment in EXPERIMENTS.values():
+        for arm in experiment.arms:
+            rates = experiment.rates(arm)
+            assert len(rates) == experiment.num_rates
+            steps = [b / a for a, b in pairwise(rates)]
+            np.testing.assert_allclose(steps, 10 ** (1 / experiment.rates_per_decade), rtol=0.01)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
+def test_every_record_belongs_to_its_experiment(experiment: Experiment):
+    wanted = {
+        json.dumps(records.cell(experiment, task, arm, seeds))
+        for task in experiment.tasks
+        for arm in experiment.arms
+        for seeds in (experiment.tuning_seeds, experiment.reported_seeds)
+    }
+    found = records.read(experiment)
+    keys = ("task", "steps", "arm", "seeds")
+    cells = [json.dumps({key: record[key] for key in keys}) for record in found]
+    assert set(cells) <= wanted
+    assert len(set(cells)) == len(cells)
+    for record in found:
+        assert len(record["errors"]) == len(record["learning_rates"])
+        assert all(len(row) == len(record["seeds"]) for row in record["errors"])
+
+
+def test_a_run_records_every_cell_once_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    experiment = tiny_experiment()
+    runner.run(experiment, tmp_path, console=Console(quiet=True))
+    path = records.path_of(experiment, tmp_path)
+    text = path.read_text()
+    assert len(text.splitlines()) == 2 * 3 * 2
+    found = records.read(experiment, tmp_path)
+    for task in experiment.tasks:
+        for arm in experiment.arms:
+            sweep, report = (
+                records.find(found, records.cell(experiment, task, arm, seeds))
+                for seeds in (experiment.tuning_seeds, experiment.reported_seeds)
+            )
+            assert sweep is not None
+            assert report is not None
+            assert sweep["learning_rates"] == experiment.rates(arm)
+            assert report["learning_rates"] == [records.best_rate(sweep)]
+            assert np.shape(report["errors"]) == (1, 4)
+            assert len(report["error_curve"]) == 4
+            assert np.shape(report["scale_curve"]) == (len(report["scale_steps"]), 3)
+            assert {"device", "versions", "commit", "command"} <= sweep.keys()
+
+    def instead_of_training(training: Training) -> Any:
+        raise AssertionError(f"{training.cells} are trained again")
+
+    monkeypatch.setattr(Training, "chunks", instead_of_training)
+    runner.run(experiment, tmp_path, console=Console(quiet=True))
+    assert path.read_text() == text
+
+
+def test_a_stopped_run_keeps_what_is_finished_and_goes_on_from_there(tmp_path: Path):
+    experiment = tiny_experiment(tasks=tasks("poisson", (2,), points=8, width=4), reported_seeds=())
+    path = records.path_of(experiment, tmp_path)
+    calls = 0
+
+    def stop_in_the_second_batch() -> None:
+        nonlocal calls
+        calls += 1
+        if calls > experiment.steps:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(
+            experiment,
+            tmp_path,
+            together=1,
+            console=Console(quiet=True),
+            check_interrupt=stop_in_the_second_batch,
+        )
+    first = path.read_text()
+    assert [record["arm"] for record in records.read(experiment, tmp_path)] == ["adam"]
+    with pytest.raises(runner.Stopped):
+        runner.run(experiment, tmp_path, minutes=0, console=Console(quiet=True))
+    assert path.read_text() == first
+    runner.run(experiment, tmp_path, console=Console(quiet=True))
+    assert path.read_text().startswith(first)
+    arms = [record["arm"] for record in records.read(experiment, tmp_path)]
+    assert arms == [arm.name for arm in experiment.arms]
+
+
+def test_a_record_has_null_for_a_diverged_run_and_counts_it_as_infinite(tmp_path: Path):
+    wild = replace(ARMS["sgd"], first_rate=1e-3)
+    experiment = tiny_experiment(arms=(wild,), num_rates=2, rates_per_decade=0.05)
+    runner.run(replace(experiment, reported_seeds=()), tmp_path, console=Console(quiet=True))
+    record = records.read(experiment, tmp_path)[0]
+    json.loads(json.dumps(record), parse_constant=pytest.fail)
+    assert record["errors"][1] == [None, None]
+    assert records.errors(record)[1].tolist() == [np.inf, np.inf]
+    assert records.best_rate(record) == 1e-3
+
+
+def test_the_best_rate_has_the_lowest_median():
+    record = {
+        "learning_rates": [0.1, 0.2, 0.3],
+        "errors": [[0.3, 0.2, 0.9], [0.1, None, None], [0.4, 0.4, 0.1]],
+    }
+    assert records.best_rate(record) == 0.1
+
+
+# The command line.
+
+
+@pytest.fixture
+def tiny_is_known(monkeypatch: pytest.MonkeyPatch) -> Experiment:
+    experiment = tiny_experiment(tasks=tasks("poisson", (2,), points=8, width=4))
+    monkeypatch.setitem(EXPERIMENTS, "tiny", experiment)
+    return experiment
+
+
+def test_the_command_lists_runs_and_goes_on(tiny_is_known, tmp_path, capsys):
+    def command(*arguments: str) -> tuple[int, str]:
+        code = program.main([*arguments, "--records", str(tmp_path)])
+        return code, capsys.readouterr().out
+
+    assert any(
+        line.split()[:4] == ["tiny", "0", "of", "6"] for line in command("list")[1].split("\n")
+    )
+    code, text = command("run", "tiny", "--minutes", "0")
+    assert code == 0
+    assert "goes on" in text
+    code, text = command("run", "tiny", "--together", "2")
+    assert code == 0
+    assert "tiny: poisson" in text
+    assert any(
+        line.split()[:4] == ["tiny", "6", "of", "6"] for line in command("list")[1].split("\n")
+    )
+
+
+def test_an_interrupted_command_says_how_to_go_on(tiny_is_known, tmp_path, capsys, monkeypatch):
+    def interrupted(*arguments: Any, check_interrupt: Any, **options: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        check_interrupt()
+
+    monkeypatch.setattr(runner, "run", interrupted)
+    assert program.main(["run", "tiny", "--records", str(tmp_path)]) == 130
+    assert "goes on" in capsys.readouterr().out
+
+
+def test_an_unknown_experiment_is_an_error_that_names_the_known(capsys):
+    with pytest.raises(SystemExit):
+        program.main(["run", "everything"])
+    assert "pinn-depth" in capsys.readouterr().err
+
+
+def test_a_second_interrupt_does_not_wait():
+    with deferred_interrupt() as check:
+        check()
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            check()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_the_demo_s_arms_are_swept_on_each_of_its_problems():
+    assert {task.describe()["problem"] for task in DEMO.tasks} == set(PROBLEMS)
