@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print(f"{experiment.name:<16} {recorded:>5} of {wanted:<5} {experiment.about}")
         return 0
     if options.command == "report":
-        from benchmarks import report
+        from benchmarks.pinn import report
 
         report.write(folder=options.records)
         return 0

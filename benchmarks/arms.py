@@ -38,6 +38,17 @@ BASES: dict[str, Callable[[Rate, Stacked], optax.GradientTransformation]] = {
 """Base optimizers, for a learning rate and the keys of stacked parameters."""
 
 
+_LABELS = {
+    "adam": "Adam",
+    "adam_eps": "Adam, eps 1e-16",
+    "adamw": "AdamW",
+    "sgd": "SGD",
+    "lamb": "LAMB",
+    "novograd": "NovoGrad",
+    "muon": "Muon",
+}
+
+
 def _stablegrad(stacked_keys: Stacked, **options: Any) -> optax.GradientTransformation:
     return stablegrad(**options, layers=stacked(f"^({'|'.join(stacked_keys)})/"))
 
@@ -108,18 +119,17 @@ def stablegrad_arm(
     decay: float = 0.9,
     balance: float = 1.0,
     delayed: bool = False,
-    **options: Any,
 ) -> Arm:
     """An arm of the grid of StableGrad's options, named by all of them."""
     kind = "prediction" if reference == "prediction" else "fixed"
-    delay = ", delayed" if delayed else ""
-    extra = "".join(f", {name} {value}" for name, value in options.items())
+    shown = [f"decay {decay:g}", f"balance {balance:g}"]
+    shown = ["prediction"] * (kind == "prediction") + shown + ["delayed"] * delayed
     return Arm(
-        f"stablegrad-{base}-{kind}-d{decay}-b{balance}{'-delayed' if delayed else ''}{extra}",
-        f"StableGrad {reference}, decay {decay}, balance {balance}{delay}{extra} + {base}",
+        f"stablegrad-{base}-{kind}-d{decay}-b{balance}{'-delayed' if delayed else ''}",
+        f"StableGrad ({', '.join(shown)}) + {_LABELS[base]}",
         base,
         "stablegrad",
-        (("reference", reference), ("delayed", delayed), *options.items()),
+        (("reference", reference), ("delayed", delayed)),
         (("decay", decay), ("balance", balance)),
         1e-5 if base == "sgd" and reference == "prediction" else _first_rate(base, "stablegrad"),
     )
@@ -132,7 +142,7 @@ def compressor_arm(base: str, **numbers: float) -> Arm:
     name = "-".join(f"{name[0]}{value:g}" for name, value in numbers.items())
     return Arm(
         f"compressor-{base}-{name}{'-follows' if follows else ''}",
-        f"compressor, {text}{', balance follows' if follows else ''} + {base}",
+        f"compressor, {text}{', balance follows' if follows else ''} + {_LABELS[base]}",
         base,
         "compressor",
         (("follow_imbalance", follows),),
@@ -145,7 +155,7 @@ _PEERS = {
     "clip": "clip 1.0",
     "agc": "AGC 0.01",
     "block_rms": "block RMS clip 1.0",
-    "block_normalized": "g/|g|",
+    "block_normalized": "block-normalized",
     "z_normalized": "ZNorm",
     "gradient_stabilizer": "GradientStabilizer",
 }
@@ -164,14 +174,12 @@ def _first_rate(base: str, scaling: str = "none") -> float:
 
 
 def _peers() -> list[Arm]:
-    labels = {"adam": "Adam", "adam_eps": "Adam, eps 1e-16", "adamw": "AdamW", "lamb": "LAMB"}
-    labels |= {"novograd": "NovoGrad", "muon": "Muon", "sgd": "SGD"}
-    alone = [Arm(base, labels[base], base, first_rate=_first_rate(base)) for base in labels]
+    alone = [Arm(base, _LABELS[base], base, first_rate=_first_rate(base)) for base in BASES]
     pairs = [(scaling, base) for scaling in _PEERS for base in ("adam", "sgd")]
     return alone + [
         Arm(
             f"{scaling}_{base}",
-            f"{_PEERS[scaling]} + {labels[base]}",
+            f"{_PEERS[scaling]} + {_LABELS[base]}",
             base,
             scaling,
             first_rate=_first_rate(base, scaling),

@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.arms import ARMS, Arm, compressor_arm, stablegrad_arm
 from benchmarks.pinn.networks import Network
 from benchmarks.pinn.problems import PROBLEMS
-from benchmarks.pinn.task import PinnTask
+from benchmarks.pinn.task import PREDICTIONS, PinnTask
 from benchmarks.training import Task
 
 
@@ -182,6 +182,49 @@ EXPERIMENTS: dict[str, Experiment] = {
             "pinn-confirm",
             "whether what was chosen holds on the other half of the problems",
             tasks(CONFIRMING, (16,)),
+            _TO_CONFIRM,
+            steps=2000,
+            num_rates=8,
+            rates_per_decade=2,
+            tuning_seeds=(100, 101),
+            reported_seeds=tuple(range(16)),
+        ),
+        Experiment(
+            "pinn-prediction",
+            "which gradient to take for that of the prediction of a PINN",
+            tuple(
+                task
+                for prediction in PREDICTIONS
+                for task in tasks("burgers-soft poisson helmholtz", (8,), prediction=prediction)
+            ),
+            tuple(
+                stablegrad_arm(base, "prediction", decay=decay, balance=0.5)
+                for base in ("adam", "sgd")
+                for decay in (0.0, 0.9)
+            ),
+            steps=2000,
+            num_rates=8,
+            rates_per_decade=2,
+            tuning_seeds=(100, 101),
+            reported_seeds=tuple(range(16)),
+        ),
+        Experiment(
+            "pinn-networks",
+            "whether it holds with another activation and another initialization",
+            tuple(
+                task
+                for activation, initialization in (
+                    ("sin", "glorot"),
+                    ("tanh", "activation_aware"),
+                    ("sin", "activation_aware"),
+                )
+                for task in tasks(
+                    "burgers poisson helmholtz",
+                    (16,),
+                    activation=activation,
+                    initialization=initialization,
+                )
+            ),
             _TO_CONFIRM,
             steps=2000,
             num_rates=8,

@@ -27,7 +27,7 @@ def z_normalized() -> optax.GradientTransformation:
 class GradientStabilizerState(NamedTuple):
     """Running moments of each leaf's norm."""
 
-    count: jax.Array
+    steps: jax.Array
     mean: Any
     mean_square: Any
 
@@ -44,10 +44,8 @@ def gradient_stabilizer(first: float = 0.7, second: float = 0.9) -> optax.Gradie
         zeros = jax.tree.map(lambda p: jnp.zeros(()), params)
         return GradientStabilizerState(jnp.zeros((), jnp.int32), zeros, zeros)
 
-    def update(
-        updates: Any, state: GradientStabilizerState, params: Any = None
-    ) -> tuple[Any, GradientStabilizerState]:
-        count = state.count + 1
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, GradientStabilizerState]:
+        count = state.steps + 1
         steps = count.astype(jnp.float32)
         norms = jax.tree.map(jnp.linalg.norm, updates)
         mean = jax.tree.map(lambda m, n: first * m + (1 - first) * n, state.mean, norms)
@@ -79,14 +77,14 @@ def on_each_layer(
     """
     transform = make()
 
-    def init(params: dict[str, Any]) -> dict[str, Any]:
+    def init(params: Any) -> dict[str, Any]:
         return {
             key: (jax.vmap(transform.init) if key in stacked else transform.init)(part)
             for key, part in params.items()
         }
 
     def update(
-        updates: dict[str, Any], state: dict[str, Any], params: dict[str, Any]
+        updates: Any, state: Any, params: Any = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         done = {
             key: (jax.vmap(transform.update) if key in stacked else transform.update)(

@@ -287,9 +287,9 @@ class Training:
             log = (loss, self._scales(gradients[0]), self._scales(scaled))
             return tuple(state for state, _ in done), log
 
-        states, log = jax.lax.scan(step, states, numbers)
+        states, (loss, before, after) = jax.lax.scan(step, states, numbers)
         error, shown = jax.vmap(self.task.evaluate)(_join([state.params for state in states]))
-        return states, Chunk(*log, error, shown)
+        return states, Chunk(loss, before, after, error, shown)
 
     def _scales(self, grads: Any) -> jax.Array:
         """The std of each layer's kernel gradient, [cells, layers]."""

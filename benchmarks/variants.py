@@ -59,12 +59,10 @@ def compressor(
             for key, part in params.items()
         }
 
-    def init(params: dict[str, Any]) -> CompressorState:
+    def init(params: Any) -> CompressorState:
         return CompressorState(jax.tree.map(jnp.zeros_like, by_leaf(params)))
 
-    def update(
-        updates: dict[str, Any], state: CompressorState, params: Any = None
-    ) -> tuple[dict[str, Any], CompressorState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, CompressorState]:
         def run(scale: jax.Array, sigma: jax.Array) -> jax.Array:
             decay = jnp.where(sigma > scale, attack, release)
             return jnp.where(scale > 0, decay * scale + (1 - decay) * sigma, sigma)

@@ -1,6 +1,5 @@
 """The tables of docs/cost.md and its picture, from the records."""
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks.cost.arms import WHOLE
 from benchmarks.cost.records import RECORDS, read
+from benchmarks.pages import fill, markdown
 
 PAGE = Path("docs/cost.md")
 PICTURE = Path("docs/images/cost.png")
@@ -17,28 +17,20 @@ PICTURE = Path("docs/images/cost.png")
 
 def write(page: Path = PAGE, picture: Path = PICTURE, folder: Path = RECORDS) -> None:
     """Put the tables between the page's markers, and draw the picture."""
-    text = page.read_text()
-    for name, lines in tables(folder).items():
-        if not read(name, folder):
-            continue
-        found = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
-        text, count = re.subn(found, rf"\g<1>{lines}\n\g<2>", text, flags=re.DOTALL)
-        if count != 1:
-            raise ValueError(f"{page} has {count} places for the table {name!r}; it takes one.")
-    page.write_text(text)
+    fill(page, {name: table for name, table in tables(folder).items() if read(name, folder)})
     draw(picture, folder)
 
 
 def tables(folder: Path = RECORDS) -> dict[str, str]:
     """Each table as Markdown, by the name of its marker."""
     return {
-        "tpu": _markdown(
+        "tpu": markdown(
             ["chip", "chips", "base", "gradients", "arm", "bytes", "later steps", "passes",
              "all-reduces", "temporary"],
             tpu_rows(folder),
         ),
-        "time": _markdown(["device", "base", "parameters", *_fronts(folder)], time_rows(folder)),
-        "growth": _markdown(
+        "time": markdown(["device", "base", "parameters", *_fronts(folder)], time_rows(folder)),
+        "growth": markdown(
             ["backend", "leaves", "arm", "tracing", "compilation", "instructions"],
             growth_rows(folder),
         ),
@@ -116,11 +108,6 @@ def _grouped(
     for record in records:
         groups[tuple(record.get(key) for key in keys)][record["arm"]] = record
     return groups
-
-
-def _markdown(head: Sequence[str], rows: Iterator[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def draw(path: Path, folder: Path) -> None:
