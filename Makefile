@@ -6,6 +6,7 @@ ARGS ?=
 # Tests run in one process per core.
 PYTEST := python -m pytest -n auto --dist worksteal
 
+UV := .uv/bin/uv
 VENV := .venv
 FLOORS := .venv-floors
 OPTAX := .venv-optax
@@ -21,6 +22,7 @@ PACKAGE_TESTS := tests/integration \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
+export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-floors test-optax test-tpu cost lint format format-check types check \
@@ -73,60 +75,61 @@ notebooks: $(VENV)/.dev ## execute the quickstart notebook again, in place
 
 build: $(VENV)/.dev ## build the source distribution and the wheel into dist/
 	rm -rf dist
-	$(BIN)/python -m build
+	$(UV) build --quiet
 	$(BIN)/twine check --strict dist/*
 
-test-wheel: build ## install the built wheel alone in an empty environment and import it
+test-wheel: build | $(UV) ## install the built wheel alone in an empty environment and import it
 	$(call make_venv,$(WHEEL))
-	$(WHEEL)/bin/python -m pip install --quiet --no-compile dist/*.whl
+	$(INSTALL) $(WHEEL) dist/*.whl
 	cd $(WHEEL) && bin/python -I -c "import stablegrad_optax as s; print(s.__name__, s.__version__)"
 
 clean: ## remove the environments, what was built and the caches
-	rm -rf $(VENV) $(FLOORS) $(OPTAX) $(TPU) $(WHEEL) dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .uv $(VENV) $(FLOORS) $(OPTAX) $(TPU) $(WHEEL) dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Environments. Each ends in a stamp that is newer than pyproject.toml, so that a second call does
-# nothing. A system Python without ensurepip makes its venv without pip, then installs it from outside.
-define make_venv
+# nothing. They are made by uv, many times as fast as venv and pip; pip's --target needs no venv.
+$(UV):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: \
 	$(PYTHON) is missing or older than 3.11; name a newer one: make <command> PYTHON=python3.12" \
 	>&2; exit 1; }
-	@rm -rf $(1)
-	@$(PYTHON) -m venv $(1) >/dev/null 2>&1 || { \
-	$(PYTHON) -m venv --clear --without-pip $(1) >/dev/null 2>&1 && \
-	$(PYTHON) -m pip --quiet --python $(1)/bin/python install pip; } || { rm -rf $(1); echo "error: \
-	$(PYTHON) cannot make a virtual environment; install its venv module (Debian, Ubuntu: apt \
-	install python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -m pip install --quiet --target .uv uv || { rm -rf .uv; echo "error: $(PYTHON) -m pip \
+	could not install uv; install pip (Debian, Ubuntu: apt install python3-pip)" >&2; exit 1; }
+
+define make_venv
+	@$(UV) venv --quiet --clear --python $(PYTHON) $(1)
 endef
 
-$(BIN)/python:
+# What follows is installed into the environment that is named first.
+INSTALL := $(UV) pip install --quiet --python
+
+$(BIN)/python: | $(UV)
 	$(call make_venv,$(VENV))
 
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --no-compile --editable ".[demo]"
+	$(INSTALL) $(VENV) --editable ".[demo]"
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --no-compile --editable ".[dev]"
+	$(INSTALL) $(VENV) --editable ".[dev]"
 	@touch $@ $(VENV)/.demo
 
-$(FLOORS)/.floors: pyproject.toml
+$(FLOORS)/.floors: pyproject.toml | $(UV)
 	$(call make_venv,$(FLOORS))
 	@$(FLOORS)/bin/python -c 'import tomllib; \
 	project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	extras = project["optional-dependencies"]; \
 	bounds = project["dependencies"] + extras["flax"] + extras["test"]; \
 	print(*(b.replace(">=", "==") for b in bounds if ">=" in b), sep="\n")' > $(FLOORS)/floors.txt
-	$(FLOORS)/bin/python -m pip install --quiet --no-compile --constraint $(FLOORS)/floors.txt \
-	--editable ".[test]"
+	$(INSTALL) $(FLOORS) --constraint $(FLOORS)/floors.txt --editable ".[test]"
 	@touch $@
 
-$(OPTAX)/.optax: pyproject.toml
+$(OPTAX)/.optax: pyproject.toml | $(UV)
 	$(call make_venv,$(OPTAX))
-	$(OPTAX)/bin/python -m pip install --quiet --no-compile --editable ".[optax-suites]"
+	$(INSTALL) $(OPTAX) --editable ".[optax-suites]"
 	@touch $@
 
-$(TPU)/.tpu: pyproject.toml
+$(TPU)/.tpu: pyproject.toml | $(UV)
 	$(call make_venv,$(TPU))
-	$(TPU)/bin/python -m pip install --quiet --no-compile --editable ".[tpu]"
+	$(INSTALL) $(TPU) --editable ".[tpu]"
 	@touch $@
