@@ -12,10 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("rich")
+
+from matplotlib.image import imread
 from rich.console import Console
 
 from benchmarks import __main__ as program
-from benchmarks import records, runner
+from benchmarks import json_lines, records, runner
 from benchmarks.arms import ARMS, Arm, compressor_arm, stablegrad_arm
 from benchmarks.experiments import DEMO, EXPERIMENTS, Experiment, tasks
 from benchmarks.history import History, train
@@ -26,6 +31,7 @@ from benchmarks.peers import (
     on_each_layer,
     z_normalized,
 )
+from benchmarks.pinn import report
 from benchmarks.pinn.networks import Network
 from benchmarks.pinn.problems import PROBLEMS
 from benchmarks.pinn.task import PinnTask
@@ -330,6 +336,84 @@ def test_the_best_rate_has_the_lowest_median():
         "errors": [[0.3, 0.2, 0.9], [0.1, None, None], [0.4, 0.4, 0.1]],
     }
     assert records.best_rate(record) == 0.1
+
+
+# The report.
+
+
+def shortened(experiment: Experiment) -> Experiment:
+    """The same in two steps on a small task, with one arm of each kind."""
+    kinds = {arm.scaling: arm for arm in reversed(experiment.arms) if arm.base == "adam"}
+    task = experiment.tasks[0]
+    small = replace(task, network=replace(task.network, depth=2, width=4), points=8)
+    return replace(experiment, arms=tuple(kinds.values())[-3:], tasks=(small,), steps=2)
+
+
+PINN = [name for name in EXPERIMENTS if name.startswith("pinn-")]
+
+
+@pytest.fixture(scope="module")
+def few_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Records of every experiment, run for a few steps."""
+    folder = tmp_path_factory.mktemp("records")
+    for name in PINN:
+        runner.run(shortened(EXPERIMENTS[name]), folder, console=Console(quiet=True))
+    return folder
+
+
+def test_every_experiment_runs_and_its_report_builds(few_steps: Path, tmp_path: Path, monkeypatch):
+    for name in PINN:
+        monkeypatch.setitem(EXPERIMENTS, name, shortened(EXPERIMENTS[name]))
+    page = tmp_path / "pinn.md"
+    page.write_text(report.PAGE.read_text())
+    report.write(page, tmp_path, few_steps)
+    text = page.read_text()
+    results = report.Results(EXPERIMENTS["pinn-depth"], few_steps)
+    assert len(results.tasks) == 1
+    for arm in results.experiment.arms:
+        assert f"| {arm.label} |" in text
+    for picture in ("pinn_depth.png", "pinn_confirm.png", "pinn_scales.png", "pinn_memory.png"):
+        assert imread(tmp_path / picture).shape[1] > 300
+
+
+def recorded(tmp_path: Path, medians: dict[str, list[float]]) -> report.Results:
+    """Results on one task with given errors, the same for every seed, of the rates of each arm."""
+    experiment = tiny_experiment(
+        tasks=tasks("poisson", (2,), points=8, width=4),
+        arms=tuple(ARMS[name] for name in medians),
+    )
+    for arm in experiment.arms:
+        errors = medians[arm.name]
+        for seeds, rows in (
+            (experiment.tuning_seeds, errors),
+            (experiment.reported_seeds, [min(errors)]),
+        ):
+            record = {
+                **records.cell(experiment, experiment.tasks[0], arm, seeds),
+                "learning_rates": experiment.rates(arm)[: len(rows)],
+                "errors": [[error] * len(seeds) for error in rows],
+            }
+            json_lines.append(records.path_of(experiment, tmp_path), record)
+    return report.Results(experiment, tmp_path)
+
+
+def test_ranks_widths_and_states_are_those_of_the_records(tmp_path: Path):
+    results = recorded(tmp_path, {"adam": [0.3, 0.2], "sgd": [0.8, 0.1], "clip_sgd": [0.9, 0.9]})
+    task, (adam, sgd, _) = results.tasks[0], results.experiment.arms
+    ranks = results.mean_ranks(results.experiment.arms)
+    assert ranks == {"adam": 2, "sgd": 1, "clip_sgd": 3}
+    assert [arm.name for arm in results.by_rank()] == ["sgd", "adam", "clip_sgd"]
+    assert report.learning_rate_width(results, task, adam) == 2
+    assert report.learning_rate_width(results, task, sgd) == 1
+    assert report.state_bytes(task, adam) > 1.9 * report.state_bytes(task, sgd)
+    assert "0.2 (0.2-0.2), 0%, 2" in report.results_table(results)
+
+
+def test_a_task_is_reported_once_every_arm_is_recorded(tmp_path: Path):
+    results = recorded(tmp_path, {"adam": [0.3, 0.2], "sgd": [0.8, 0.1]})
+    lines = records.path_of(results.experiment, tmp_path)
+    lines.write_text("".join(lines.read_text().splitlines(keepends=True)[:-1]))
+    assert report.Results(results.experiment, tmp_path).tasks == []
 
 
 # The command line.
