@@ -52,7 +52,7 @@ class StableGradState(NamedTuple):
 def stablegrad(
     reference: Numeric | Literal["prediction"] = 1.0,
     *,
-    decay: Numeric = 0.9,
+    decay: Numeric = 0.0,
     balance: Numeric = 1.0,
     fade_below: Numeric = 2**-23,
     delayed: bool = False,
@@ -94,8 +94,9 @@ def stablegrad(
         standard deviation, as :func:`prediction_value_and_grad` gives it. With a fixed reference
         the update does not shrink with the loss: ``fade_below`` or the learning rate must see to
         it.
-      decay: :math:`d` in [0, 1), how much of the running scale each step keeps. 0 takes every
-        gradient by its own scale, as the paper does.
+      decay: :math:`d` in [0, 1), how much of the running scale each step keeps. The default 0 takes
+        every gradient by its own scale, as the paper does, so that none is larger than the others;
+        with a memory a spike still is. ``docs/pinn.md`` has both measured.
       balance: :math:`b` in [0, 1]. 1 gives every layer its own scale, as the paper does; 0 gives
         all layers the pooled scale and keeps their proportions.
       fade_below: :math:`f` in [0, 1]. The default :math:`2^{-23}`, the rounding of float32, keeps

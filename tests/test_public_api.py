@@ -170,7 +170,7 @@ def test_signatures_are_the_designs() -> None:
     defaults = {name: parameter.default for name, parameter in parameters.items()}
     assert defaults == {
         "reference": 1.0,
-        "decay": 0.9,
+        "decay": 0.0,
         "balance": 1.0,
         "fade_below": 2**-23,
         "delayed": False,

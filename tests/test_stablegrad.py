@@ -153,9 +153,9 @@ def test_init_is_zeros_of_the_documented_shape_and_dtype() -> None:
     assert stablegrad("prediction", layers=MIXED_LAYERS).init(params).peak_scale is None
 
 
-def test_defaults_are_reference_1_decay_09_balance_1_this_step_per_leaf() -> None:
+def test_defaults_are_reference_1_decay_0_balance_1_this_step_per_leaf() -> None:
     grads = [normal(SMALL, seed) for seed in range(3)]
-    explicit = stablegrad(1.0, decay=0.9, balance=1.0, delayed=False, layers=per_leaf)
+    explicit = stablegrad(1.0, decay=0.0, balance=1.0, delayed=False, layers=per_leaf)
     outcomes = []
     for tx in (stablegrad(), explicit):
         state, update = tx.init(grads[0]), jax.jit(tx.update)

@@ -21,9 +21,9 @@ from sklearn.datasets import load_digits
 from stablegrad_optax import prediction_value_and_grad, stablegrad
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "delayed": {"delayed": True},
-    "prediction": {"reference": "prediction"},
+    "running": {"decay": 0.9},
+    "delayed": {"decay": 0.9, "delayed": True},
+    "prediction": {"decay": 0.9, "reference": "prediction"},
 }
 """Options of the transform by the name of the job."""
 
@@ -108,7 +108,7 @@ def main() -> None:
         prog="python -m benchmarks.robustness.digits_job", description=__doc__
     )
     parser.add_argument("directory", type=lambda path: Path(path).absolute())
-    parser.add_argument("--options", choices=OPTIONS, default="default")
+    parser.add_argument("--options", choices=OPTIONS, default="running")
     parser.add_argument("--steps", type=int, default=400)
     given = parser.parse_args()
     train(given.directory, OPTIONS[given.options], given.steps)

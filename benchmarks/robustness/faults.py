@@ -91,7 +91,9 @@ class Arm(NamedTuple):
 
     @property
     def tx(self) -> optax.GradientTransformation:
-        scaling, base = stablegrad(delayed=self.delayed), BASES[self.base]()
+        # With a memory that a fault could spoil.
+        scaling = stablegrad(decay=0.9, delayed=self.delayed)
+        base = BASES[self.base]()
         if self.delayed:
             # Its gains know nothing of this step's gradient, so something has to bound the update.
             base = optax.chain(optax.clip(10.0), base)

@@ -29,7 +29,7 @@ def test_the_report_says_where_each_kill_hit_and_what_differs() -> None:
         Kill(start=0, reached=17, unfinished=True),
         Kill(start=10, reached=31, unfinished=False),
     )
-    said = report("default", Outcome(kills, last_start=30, leaves=35, different=("count",)))
+    said = report("running", Outcome(kills, last_start=30, leaves=35, different=("count",)))
     assert "step   17, went on from step   10, an unfinished checkpoint left behind" in said
     assert "step   31, went on from step   30\n" in said
     assert said.endswith("35 arrays: 1 DIFFER, the first: count")
