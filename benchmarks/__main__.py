@@ -8,6 +8,7 @@ report    tables and pictures of docs/, from the records
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         report.write(folder=options.records)
         return 0
+    deadline = time.monotonic() + 60 * options.minutes
     with deferred_interrupt() as check_interrupt:
         try:
             for name in options.experiments:
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     EXPERIMENTS[name],
                     options.records,
                     together=options.together,
-                    minutes=options.minutes,
+                    deadline=deadline,
                     commit=options.commit,
                     console=console,
                     check_interrupt=check_interrupt,
@@ -70,7 +72,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         if name == "run":
             command.add_argument("experiments", nargs="+", choices=EXPERIMENTS)
             command.add_argument(
-                "--together", type=int, metavar="N", help="arms in one program (default: all)"
+                "--together",
+                type=int,
+                metavar="N",
+                help="arms in one program (default: 4 on CPUs, all on GPUs)",
             )
             command.add_argument(
                 "--minutes", type=float, default=float("inf"), help="stop after that time"

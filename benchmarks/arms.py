@@ -1,7 +1,7 @@
 """The optimizers that are compared: a base optimizer and what is done to the gradient before."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -116,8 +116,8 @@ def stablegrad_arm(
     base: str,
     reference: float | str = 1.0,
     *,
-    decay: float = 0.9,
-    balance: float = 1.0,
+    decay: float,
+    balance: float,
     delayed: bool = False,
 ) -> Arm:
     """An arm of the grid of StableGrad's options, named by all of them."""
@@ -188,21 +188,20 @@ def _peers() -> list[Arm]:
     ]
 
 
-ARMS: dict[str, Arm] = {
-    arm.name: arm
-    for arm in (
-        *_peers(),
-        Arm("stablegrad_adam", "StableGrad + Adam", "adam", "stablegrad"),
-        # With a fixed reference SGD's step would not shrink as the residual does.
-        Arm(
-            "stablegrad_sgd",
-            "StableGrad + SGD",
-            "sgd",
-            "stablegrad",
-            (("reference", "prediction"),),
-            first_rate=1e-5,
-        ),
-        Arm("stablegrad_muon", "StableGrad + Muon", "muon", "stablegrad", first_rate=1e-4),
+PEERS = _peers()
+"""All arms without StableGrad."""
+
+
+def _recommended(base: str) -> Arm:
+    """StableGrad as docs/pinn.md recommends it for PINNs."""
+    return replace(
+        stablegrad_arm(base, 1.0, decay=0.0, balance=0.5),
+        name=f"stablegrad_{base}",
+        label=f"StableGrad + {_LABELS[base]}",
     )
+
+
+ARMS: dict[str, Arm] = {
+    arm.name: arm for arm in (*PEERS, *map(_recommended, ("adam", "sgd", "muon")))
 }
-"""The named arms; StableGrad's with the defaults of its options."""
+"""The named arms."""

@@ -184,6 +184,7 @@ def run(
     check_interrupt: Callable[[], None],
 ) -> None:
     """Train the arms one after another; ``histories`` always has what there is so far."""
+    rates = {arm: tuned_learning_rate(arm, pinn.problem.name) for arm in options.arms}
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -210,9 +211,7 @@ def run(
                 check_interrupt()
 
             progress.start_task(task)
-            learning_rate = tuned_learning_rate(arm, pinn.problem.name)
-            seeds = range(options.seeds)
-            train(pinn, ARMS[arm], learning_rate, seeds, options.steps, report)
+            train(pinn, ARMS[arm], rates[arm], range(options.seeds), options.steps, report)
 
 
 def table(histories: Sequence[History]) -> Table:

@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 
-from benchmarks.arms import ARMS, Arm, compressor_arm, stablegrad_arm
+from benchmarks.arms import ARMS, PEERS, Arm, compressor_arm, stablegrad_arm
 from benchmarks.pinn.networks import Network
 from benchmarks.pinn.problems import PROBLEMS
 from benchmarks.pinn.task import PREDICTIONS, PinnTask
@@ -124,6 +124,7 @@ _SETTINGS = tuple(
 # the rivals that did best and the defaults of before.
 _TO_CONFIRM = (
     *(ARMS[name] for name in ("adam", "clip_adam", "sgd", "clip_sgd", "muon", "clip_muon")),
+    ARMS["adam_eps"],
     *(
         stablegrad_arm(base, 1.0, decay=0.0, balance=balance)
         for base in ("adam", "sgd", "muon")
@@ -157,7 +158,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             "pinn-screen",
             "which settings of StableGrad, and which peers, are worth a longer look",
             tasks(CHOOSING, (16,)),
-            tuple(_for_screening(arm) for arm in (*ARMS.values(), *_GRID, *_VARIANTS)),
+            tuple(_for_screening(arm) for arm in (*PEERS, *_GRID, *_VARIANTS)),
             steps=1000,
             num_rates=5,
             rates_per_decade=1,

@@ -8,8 +8,9 @@ from typing import Any
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The records of a file, one dict for each line; none if there is no file."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
+    # What follows the last line end is a record that was being written when its process was killed.
+    whole, _, _ = path.read_text().rpartition("\n") if path.exists() else ("", "", "")
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def find(path: Path, cell: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -18,6 +19,9 @@ def find(path: Path, cell: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
-    """Add a line."""
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    """Add a line, in place of one that was not written to its end."""
+    path.touch()
+    with path.open("r+b") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.seek(0, 2)
+        file.write(json.dumps(record).encode() + b"\n")

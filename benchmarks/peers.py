@@ -35,7 +35,7 @@ class GradientStabilizerState(NamedTuple):
 def gradient_stabilizer(first: float = 0.7, second: float = 0.9) -> optax.GradientTransformation:
     r"""Each leaf's direction, times a length from running moments of its norm (arXiv:2502.17055).
 
-    .. math:: g' = \\frac{g}{\\|g\\|} \\cdot \\frac{\\hat m}{\\sqrt{\\hat v}}
+    .. math:: g' = \frac{g}{\|g\|} \cdot \frac{\hat m}{\sqrt{\hat v}}
 
     where m and v are running means of the norm and its square, divided by ``1 - decay^t``.
     """

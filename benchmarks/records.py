@@ -46,6 +46,11 @@ def find(records: Sequence[Record], cell: Record) -> Record | None:
     return next((record for record in records if cell.items() <= record.items()), None)
 
 
+def settings(arm: Arm) -> Record:
+    """All that an arm is made of, for its record."""
+    return {"base": arm.base, "scaling": arm.scaling, **dict(arm.options), **dict(arm.numbers)}
+
+
 def errors(record: Record) -> np.ndarray:
     """The errors of a record, [rates, seeds]; a diverged seed counts as inf."""
     return np.array([[np.inf if e is None else e for e in row] for row in record["errors"]])

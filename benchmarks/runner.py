@@ -1,5 +1,6 @@
 """Runs an experiment: what its records lack, batch by batch, each recorded as it finishes."""
 
+import contextlib
 import shlex
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def run(
     folder: Path = records.FOLDER,
     *,
     together: int | None = None,
-    minutes: float = np.inf,
+    deadline: float = np.inf,
     commit: str | None = None,
     console: Console | None = None,
     check_interrupt: Callable[[], None] = lambda: None,
@@ -69,9 +70,9 @@ def run(
     Args:
         experiment: The experiment.
         folder: Where its records are.
-        together: How many arms are trained in one program; all of them if not given. Few share the
-            computation of the gradients less well, many are recorded later.
-        minutes: After that time a batch that is not finished is given up.
+        together: How many arms are trained in one program, and recorded together. If not given, a
+            few on CPUs, and all on GPUs, which they fill better.
+        deadline: The ``time.monotonic()`` after which a batch that is not finished is given up.
         commit: What the records name as the commit; git's if not given.
         console: Where progress is shown.
         check_interrupt: Called between chunks of steps; may raise.
@@ -88,14 +89,14 @@ def run(
         "commit": commit or current_commit(),
         "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
     }
-    deadline = time.monotonic() + 60 * minutes
 
     def check() -> None:
         check_interrupt()
         if time.monotonic() > deadline:
             raise Stopped
 
-    batches = _batches(experiment, together or len(experiment.arms))
+    together = together or (4 if jax.default_backend() == "cpu" else len(experiment.arms))
+    batches = _batches(experiment, together)
     seeds = (experiment.tuning_seeds, experiment.reported_seeds)
     known = records.read(experiment, folder)
 
@@ -132,11 +133,13 @@ def run(
             progress.update(shown, description=f"{experiment.name}: {name}")
             chunks: list[Chunk] = []
             seconds = 0.0
+            check()
             for chunk, took in training.chunks():
                 chunks.append(chunk)
                 seconds += took.train
                 progress.advance(shown, len(chunk.loss) * len(training.cells))
-                check()
+                if sum(len(chunk.loss) for chunk in chunks) < experiment.steps:
+                    check()
             if not console.is_terminal:
                 console.print(
                     f"{experiment.name}: {name}: {len(training.cells)} runs, {seconds:.1f} s"
@@ -147,6 +150,7 @@ def run(
             for arm in batch.arms:
                 line = {
                     **records.cell(experiment, batch.task, arm, seeds[reported]),
+                    "settings": records.settings(arm),
                     **outcome.of(arm, with_curves=reported),
                     **made_with,
                 }
@@ -156,7 +160,7 @@ def run(
         try:
             sweeps = [_compiled(pool, sweep.sweep()) if sweep.arms else None for sweep, _ in jobs]
             for (sweep, report), future in zip(jobs, sweeps, strict=True):
-                training = future.result() if future else None
+                training = _wait_for(future, check) if future else None
                 if training:
                     record(train(training), sweep, reported=False)
                 if seeds[1] and report.arms:
@@ -236,6 +240,13 @@ def _compiled(pool: ThreadPoolExecutor, training: Training) -> Future[Training]:
         return training
 
     return pool.submit(compiled)
+
+
+def _wait_for(future: Future[Training], check: Callable[[], None]) -> Training:
+    while True:
+        check()
+        with contextlib.suppress(TimeoutError):
+            return future.result(timeout=1)
 
 
 def _sweep_of(

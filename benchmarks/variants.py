@@ -69,22 +69,25 @@ def compressor(
 
         scales = jax.tree.map(run, state.scale, by_leaf(updates))
         flat = jax.tree.leaves(scales)
-        leaves = jax.tree.leaves(updates)
-        square_sum = sum(
-            leaf.size * jnp.mean(scale**2) for leaf, scale in zip(leaves, flat, strict=True)
-        )
-        pooled = jnp.sqrt(square_sum / sum(leaf.size for leaf in leaves))
+        # One number, such as the output's bias, has no scale and is left alone.
+        scaled = [
+            (leaf.size, scale)
+            for leaf, scale in zip(jax.tree.leaves(updates), flat, strict=True)
+            if leaf.size > 1
+        ]
+        square_sum = sum(size * jnp.mean(scale**2) for size, scale in scaled)
+        pooled = jnp.sqrt(square_sum / sum(size for size, _ in scaled))
         b = balance
         if follow_imbalance:
-            logs = jnp.concatenate([jnp.log10(jnp.maximum(s, 1e-30)).ravel() for s in flat])
+            logs = jnp.concatenate([jnp.log10(jnp.maximum(s, 1e-30)).ravel() for _, s in scaled])
             spread = jnp.std(logs)
             b = spread / (1 + spread)
 
         def scale_leaf(leaf: jax.Array, scale: jax.Array) -> jax.Array:
+            if leaf.size == 1:
+                return leaf
             level = scale**b * pooled ** (1 - b)
             gain = jnp.where(level > 0, jnp.minimum(largest_gain, 1 / level), 1.0)
-            # One number, such as the output's bias, is left to the pooled scale.
-            gain = gain if leaf.size > 1 else jnp.minimum(largest_gain, 1.0)
             return leaf * gain.reshape(gain.shape + (1,) * (leaf.ndim - gain.ndim))
 
         return jax.tree.map(scale_leaf, updates, scales), CompressorState(scales)

@@ -22,6 +22,7 @@ from rich.console import Console
 from benchmarks import __main__ as program
 from benchmarks import json_lines, records, runner
 from benchmarks.arms import ARMS, Arm, compressor_arm, stablegrad_arm
+from benchmarks.demo import tuned_learning_rate
 from benchmarks.experiments import DEMO, EXPERIMENTS, Experiment, tasks
 from benchmarks.history import History, train
 from benchmarks.interrupts import deferred_interrupt
@@ -42,7 +43,12 @@ from benchmarks.variants import compressor
 pytestmark = pytest.mark.standard_promotion
 
 TINY = PinnTask(PROBLEMS["poisson"], Network(depth=3, width=8), points=32)
-SHOWN = [ARMS[name] for name in ("adam", "stablegrad_adam", "stablegrad_sgd")]
+ALIKE = tuple(stablegrad_arm("sgd", decay=decay, balance=1.0) for decay in (0.0, 0.9))
+SHOWN = [
+    ARMS["adam"],
+    replace(stablegrad_arm("adam", decay=0.9, balance=1.0), name="stablegrad_adam"),
+    replace(stablegrad_arm("sgd", "prediction", decay=0.9, balance=1.0), name="stablegrad_sgd"),
+]
 
 
 def tiny_experiment(**changes: Any) -> Experiment:
@@ -50,7 +56,11 @@ def tiny_experiment(**changes: Any) -> Experiment:
         "tiny",
         "for tests",
         tasks("poisson burgers-soft", (2,), points=8, width=4),
-        (ARMS["adam"], stablegrad_arm("sgd", decay=0.5), stablegrad_arm("sgd", decay=0.9)),
+        (
+            ARMS["adam"],
+            stablegrad_arm("sgd", decay=0.5, balance=1.0),
+            stablegrad_arm("sgd", decay=0.9, balance=1.0),
+        ),
         steps=4,
         num_rates=2,
         rates_per_decade=1,
@@ -198,7 +208,11 @@ def test_a_seed_alone_does_what_it_does_among_others(histories: dict[str, Histor
 
 
 def test_cells_in_any_order_do_what_each_does_alone():
-    arms = (stablegrad_arm("sgd", decay=0.0), ARMS["adam"], stablegrad_arm("sgd", decay=0.9))
+    arms = (
+        stablegrad_arm("sgd", decay=0.0, balance=1.0),
+        ARMS["adam"],
+        stablegrad_arm("sgd", decay=0.9, balance=1.0),
+    )
     cells = tuple(Cell(arm, rate, seed) for seed in (3, 4) for arm in arms for rate in (1e-3, 1e-4))
     together = Training(TINY, cells, 4)
     *_, (last, _) = together.chunks()
@@ -255,6 +269,15 @@ def test_every_record_belongs_to_its_experiment(experiment: Experiment):
     assert set(cells) <= wanted
     assert len(set(cells)) == len(cells)
     for record in found:
+        arm = next(arm for arm in experiment.arms if arm.name == record["arm"])
+        if record["seeds"] == list(experiment.tuning_seeds):
+            assert record["learning_rates"] == experiment.rates(arm)
+        else:
+            swept = record | {"seeds": list(experiment.tuning_seeds)}
+            cell = {key: swept[key] for key in keys}
+            sweep = records.find(found, cell)
+            assert sweep is not None
+            assert record["learning_rates"] == [records.best_rate(sweep)]
         assert len(record["errors"]) == len(record["learning_rates"])
         assert all(len(row) == len(record["seeds"]) for row in record["errors"])
 
@@ -289,34 +312,68 @@ def test_a_run_records_every_cell_once_and_resumes(tmp_path: Path, monkeypatch: 
     assert path.read_text() == text
 
 
-def test_a_stopped_run_keeps_what_is_finished_and_goes_on_from_there(tmp_path: Path):
+@pytest.mark.parametrize("stop_after", [0, 1, 3])
+def test_a_stopped_run_keeps_what_is_finished_and_goes_on_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+):
     experiment = tiny_experiment(tasks=tasks("poisson", (2,), points=8, width=4), reported_seeds=())
     path = records.path_of(experiment, tmp_path)
-    calls = 0
+    chunks_of = Training.chunks
+    chunks_done = 0
 
-    def stop_in_the_second_batch() -> None:
-        nonlocal calls
-        calls += 1
-        if calls > experiment.steps:
+    def counted(training: Training) -> Any:
+        nonlocal chunks_done
+        for chunk in chunks_of(training):
+            chunks_done += 1
+            yield chunk
+
+    def stop() -> None:
+        # Each batch is one arm; steps are as many as chunks here.
+        if chunks_done >= experiment.steps + stop_after:
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(Training, "chunks", counted)
     with pytest.raises(KeyboardInterrupt):
         runner.run(
-            experiment,
-            tmp_path,
-            together=1,
-            console=Console(quiet=True),
-            check_interrupt=stop_in_the_second_batch,
+            experiment, tmp_path, together=1, console=Console(quiet=True), check_interrupt=stop
         )
     first = path.read_text()
     assert [record["arm"] for record in records.read(experiment, tmp_path)] == ["adam"]
     with pytest.raises(runner.Stopped):
-        runner.run(experiment, tmp_path, minutes=0, console=Console(quiet=True))
+        runner.run(experiment, tmp_path, deadline=0, console=Console(quiet=True))
     assert path.read_text() == first
     runner.run(experiment, tmp_path, console=Console(quiet=True))
     assert path.read_text().startswith(first)
     arms = [record["arm"] for record in records.read(experiment, tmp_path)]
     assert arms == [arm.name for arm in experiment.arms]
+
+
+def test_each_error_is_recorded_under_its_arm_rate_and_seed(tmp_path: Path):
+    experiment = tiny_experiment(
+        tasks=tasks("poisson", (2,), points=8, width=4),
+        tuning_seeds=(100, 101, 102),
+        reported_seeds=(0, 1),
+    )
+    runner.run(experiment, tmp_path, console=Console(quiet=True))
+    for record in records.read(experiment, tmp_path):
+        arm = next(arm for arm in experiment.arms if arm.name == record["arm"])
+        last = (-1, -1) if len(record["learning_rates"]) > 1 else (0, -1)
+        rate, seed = record["learning_rates"][last[0]], record["seeds"][last[1]]
+        cell = Cell(arm, rate, seed)
+        *_, (alone, _) = Training(experiment.tasks[0], (cell,), experiment.steps).chunks()
+        np.testing.assert_allclose(record["errors"][last[0]][last[1]], alone.error[0], rtol=2e-3)
+        if "error_curve" in record:
+            assert record["error_curve"][-1] == pytest.approx(np.median(record["errors"]), rel=1e-3)
+
+
+def test_a_line_that_was_cut_short_is_no_record_and_is_replaced(tmp_path: Path):
+    path = tmp_path / "lines.jsonl"
+    json_lines.append(path, {"a": 1})
+    with path.open("a") as file:
+        file.write('{"a": 2, "b"')
+    assert json_lines.read(path) == [{"a": 1}]
+    json_lines.append(path, {"a": 3})
+    assert json_lines.read(path) == [{"a": 1}, {"a": 3}]
 
 
 def test_a_record_has_null_for_a_diverged_run_and_counts_it_as_infinite(tmp_path: Path):
@@ -342,11 +399,16 @@ def test_the_best_rate_has_the_lowest_median():
 
 
 def shortened(experiment: Experiment) -> Experiment:
-    """The same in two steps on a small task, with one arm of each kind."""
-    kinds = {arm.scaling: arm for arm in reversed(experiment.arms) if arm.base == "adam"}
+    """The same in two steps on a small task, with Adam, and SGD alone, clipped and StableGrad's."""
+    kinds = {arm.scaling: arm for arm in experiment.arms if arm.base == "sgd"}
+    arms = [kinds[scaling] for scaling in ("none", "clip", "stablegrad") if scaling in kinds]
     task = experiment.tasks[0]
     small = replace(task, network=replace(task.network, depth=2, width=4), points=8)
-    return replace(experiment, arms=tuple(kinds.values())[-3:], tasks=(small,), steps=2)
+    # A row of the table of settings has all decays.
+    row = [arm for arm in experiment.arms if arm.program == arms[-1].program]
+    row = [arm for arm in row if dict(arm.numbers)["balance"] == dict(row[0].numbers)["balance"]]
+    adam = [arm for arm in experiment.arms if arm.name == "adam"]
+    return replace(experiment, arms=(*adam, *arms[:-1], *row), tasks=(small,), steps=2)
 
 
 PINN = [name for name in EXPERIMENTS if name.startswith("pinn-")]
@@ -357,7 +419,7 @@ def few_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Records of every experiment, run for a few steps."""
     folder = tmp_path_factory.mktemp("records")
     for name in PINN:
-        runner.run(shortened(EXPERIMENTS[name]), folder, console=Console(quiet=True))
+        runner.run(shortened(EXPERIMENTS[name]), folder, together=9, console=Console(quiet=True))
     return folder
 
 
@@ -372,6 +434,8 @@ def test_every_experiment_runs_and_its_report_builds(few_steps: Path, tmp_path: 
     assert len(results.tasks) == 1
     for arm in results.experiment.arms:
         assert f"| {arm.label} |" in text
+    grid = next(line for line in text.splitlines() if line.startswith("| sgd |"))
+    assert grid.count("|") == 4 + 1 + 4
     for picture in ("pinn_depth.png", "pinn_confirm.png", "pinn_scales.png", "pinn_memory.png"):
         assert imread(tmp_path / picture).shape[1] > 300
 
@@ -391,7 +455,7 @@ def recorded(tmp_path: Path, medians: dict[str, list[float]]) -> report.Results:
             record = {
                 **records.cell(experiment, experiment.tasks[0], arm, seeds),
                 "learning_rates": experiment.rates(arm)[: len(rows)],
-                "errors": [[error] * len(seeds) for error in rows],
+                "errors": [[e if e < np.inf else None] * len(seeds) for e in rows],
             }
             json_lines.append(records.path_of(experiment, tmp_path), record)
     return report.Results(experiment, tmp_path)
@@ -402,11 +466,21 @@ def test_ranks_widths_and_states_are_those_of_the_records(tmp_path: Path):
     task, (adam, sgd, _) = results.tasks[0], results.experiment.arms
     ranks = results.mean_ranks(results.experiment.arms)
     assert ranks == {"adam": 2, "sgd": 1, "clip_sgd": 3}
+    assert results.ranks_in_family() == {"adam": 1, "sgd": 1, "clip_sgd": 2}
     assert [arm.name for arm in results.by_rank()] == ["sgd", "adam", "clip_sgd"]
     assert report.learning_rate_width(results, task, adam) == 2
     assert report.learning_rate_width(results, task, sgd) == 1
     assert report.state_bytes(task, adam) > 1.9 * report.state_bytes(task, sgd)
     assert "0.2 (0.2-0.2), 0%, 2" in report.results_table(results)
+
+
+def test_runs_that_learned_nothing_share_a_rank_and_have_no_width(tmp_path: Path):
+    results = recorded(tmp_path, {"adam": [1.2, 3.0], "sgd": [np.inf, 1.0], "clip_sgd": [0.8, 0.1]})
+    ranks = results.mean_ranks(results.experiment.arms)
+    assert ranks == {"adam": 2.5, "sgd": 2.5, "clip_sgd": 1}
+    task, (adam, sgd, clip) = results.tasks[0], results.experiment.arms
+    widths = [report.learning_rate_width(results, task, arm) for arm in (adam, sgd, clip)]
+    assert widths == [0, 0, 1]
 
 
 def test_a_task_is_reported_once_every_arm_is_recorded(tmp_path: Path):
@@ -471,5 +545,15 @@ def test_a_second_interrupt_does_not_wait():
             signal.raise_signal(signal.SIGINT)
 
 
-def test_the_demo_s_arms_are_swept_on_each_of_its_problems():
-    assert {task.describe()["problem"] for task in DEMO.tasks} == set(PROBLEMS)
+def test_a_rate_is_recorded_for_each_arm_and_problem_of_the_demo():
+    for problem in PROBLEMS:
+        for arm in DEMO.arms:
+            assert tuned_learning_rate(arm.name, problem) in DEMO.rates(arm)
+
+
+def test_a_misspelt_task_is_an_error():
+    for name in ("poisson-sfot", "poison"):
+        with pytest.raises((ValueError, KeyError)):
+            tasks(name, (2,))
+    with pytest.raises(ValueError, match="silu"):
+        Network(activation="relu")

@@ -1,4 +1,4 @@
-"""Problems, networks, arms and the training loop of the PINN benchmarks."""
+"""Problems, networks and the task of the PINN benchmarks."""
 
 from dataclasses import replace
 

@@ -43,6 +43,13 @@ class Network:
     initialization: str = "glorot"
     inputs: int = 2
 
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS or self.initialization not in INITIALIZATIONS:
+            raise ValueError(
+                f"no network has activation {self.activation!r} and initialization "
+                f"{self.initialization!r}: choose of {tuple(ACTIVATIONS)} and of {INITIALIZATIONS}"
+            )
+
     def init(self, key: jax.Array) -> Params:
         """Parameters under ``first``, ``hidden`` (stacked) and ``last``."""
         activation = ACTIVATIONS[self.activation]

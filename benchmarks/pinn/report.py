@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from scipy.stats import rankdata
 
 from benchmarks import records
 from benchmarks.arms import Arm
@@ -16,10 +17,14 @@ from benchmarks.pages import fill, markdown
 from benchmarks.records import FOLDER, Record
 from benchmarks.training import Cell, Task, Training
 
-PAGE = Path("docs/pinn.md")
-IMAGES = Path("docs/images")
-NEAR = 1.5
-"""A learning rate works if its error is within this factor of that of the best one."""
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "pinn.md"
+IMAGES = ROOT / "docs" / "images"
+NEAR, LEARNED = 1.5, 0.9
+"""A learning rate works if its error is within a factor of that of the best one, and if it is below
+what a network has that learned next to nothing: u = 0 has an error of 1."""
+FAMILIES = {"adam_eps": "adam", "adamw": "adam"}
+"""Base optimizers that are compared with those of another name."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +68,24 @@ class Results:
         return swept[int(np.argmin(np.median(swept, axis=1)))]
 
     def mean_ranks(self, arms: Sequence[Arm]) -> dict[str, float]:
-        """The rank of each arm's median error among them, the best is 1, averaged over tasks."""
+        """The rank of each arm's median error among them, the best is 1, averaged over tasks.
+
+        Equal errors share a rank, and so do all that are no better than u = 0.
+        """
         medians = np.array(
             [[np.median(self.errors(task, arm)) for arm in arms] for task in self.tasks]
         )
-        ranks = 1 + np.argsort(np.argsort(medians, axis=1), axis=1)
+        ranks = rankdata(np.minimum(medians, 1.0), axis=1)
         return dict(zip((arm.name for arm in arms), ranks.mean(axis=0), strict=True))
+
+    def ranks_in_family(self) -> dict[str, float]:
+        """The mean rank of each arm among those with the same base optimizer."""
+        families: dict[str, list[Arm]] = {}
+        for arm in self.experiment.arms:
+            families.setdefault(FAMILIES.get(arm.base, arm.base), []).append(arm)
+        return {
+            name: rank for arms in families.values() for name, rank in self.mean_ranks(arms).items()
+        }
 
     def by_rank(self) -> list[Arm]:
         """All arms, the lowest mean rank first."""
@@ -83,14 +100,16 @@ def _found(record: Record | None) -> Record:
 
 def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> None:
     """Put the tables into the page, and draw the pictures."""
-    screen, depth, confirm = (
-        Results(EXPERIMENTS[name], folder) for name in ("pinn-screen", "pinn-depth", "pinn-confirm")
+    screen, depth, confirm, prediction, networks = (
+        Results(EXPERIMENTS[f"pinn-{name}"], folder)
+        for name in ("screen", "depth", "confirm", "prediction", "networks")
     )
     tables: dict[str, str] = {}
     if screen.tasks:
         tables["grid"] = grid_table(screen)
         tables["screened peers"] = errors_table(screen, _others(screen.experiment))
-    for name, results in (("depth", depth), ("confirm", confirm)):
+    for results in (depth, confirm, prediction, networks):
+        name = results.experiment.name.removeprefix("pinn-")
         if results.tasks:
             tables[name] = results_table(results)
             draw_errors(results, images / f"pinn_{name}.png")
@@ -107,8 +126,14 @@ def _others(experiment: Experiment) -> list[Arm]:
 def title(task: Task) -> str:
     """A task in a few words."""
     of = task.describe()
-    boundary = "" if of["boundary"] == "exact" else ", soft boundary"
-    return f"{of['problem']}{boundary}, depth {of['depth']}"
+    usual = {
+        "boundary": "exact",
+        "activation": "tanh",
+        "initialization": "glorot",
+        "prediction": "residual",
+    }
+    unusual = [f"{of[key]} {key}" for key, value in usual.items() if of[key] != value]
+    return ", ".join([of["problem"], *unusual, f"depth {of['depth']}"])
 
 
 def grid_table(results: Results) -> str:
@@ -144,11 +169,13 @@ def _medians(results: Results, arm: Arm) -> list[str]:
 def results_table(results: Results) -> str:
     """Error, spread, share of seeds solved and width in learning rates of every arm."""
     ranks = results.mean_ranks(results.experiment.arms)
-    head = ["optimizer", "mean rank", "state", *map(title, results.tasks)]
+    in_family = results.ranks_in_family()
+    head = ["optimizer", "mean rank", "with its base", "state", *map(title, results.tasks)]
 
     def cell(task: Task, arm: Arm) -> str:
         errors = results.errors(task, arm)
-        low, median, high = np.quantile(errors, [0.25, 0.5, 0.75])
+        low, high = np.quantile(errors, [0.25, 0.75], method="inverted_cdf")
+        median = np.median(errors)
         solved = np.mean(errors < task.solved_below)
         width = learning_rate_width(results, task, arm)
         return f"{median:.3g} ({low:.2g}-{high:.2g}), {solved:.0%}, {width:g}"
@@ -157,6 +184,7 @@ def results_table(results: Results) -> str:
         [
             arm.label,
             f"{ranks[arm.name]:.1f}",
+            f"{in_family[arm.name]:.1f}",
             f"{state_bytes(results.tasks[0], arm):.1f}",
             *(cell(task, arm) for task in results.tasks),
         ]
@@ -166,9 +194,10 @@ def results_table(results: Results) -> str:
 
 
 def learning_rate_width(results: Results, task: Task, arm: Arm) -> float:
-    """Decades of learning rates, of those swept, whose median error is near the lowest one."""
+    """Decades of learning rates that work, of those swept; each rate counts for its spacing."""
     medians = np.median(records.errors(results.sweep(task, arm)), axis=1)
-    return float(np.sum(medians <= NEAR * medians.min())) / results.experiment.rates_per_decade
+    works = (medians <= NEAR * medians.min()) & (medians < LEARNED)
+    return float(np.sum(works)) / results.experiment.rates_per_decade
 
 
 def state_bytes(task: Task, arm: Arm) -> float:
@@ -240,16 +269,16 @@ def draw_scales(results: Results, path: Path) -> None:
 
 
 def draw_memory(results: Results, path: Path) -> None:
-    """Median error against the optimizer's state, for each base the best of each kind of arm."""
+    """Median error against the optimizer's state: of each kind of arm the best in the sweep."""
     count = len(results.tasks)
     figure, axes = plt.subplots(
         1, count, figsize=(3.6 * count, 3.6), squeeze=False, layout="constrained"
     )
-    kinds = {"none": "alone", "clip": "clip 1.0", "stablegrad": "StableGrad, its best settings"}
+    kinds = {"none": "alone", "clip": "clip 1.0", "stablegrad": "StableGrad"}
     for ax, task in zip(axes[0], results.tasks, strict=True):
         named = set[str]()
         for kind, arms in _by_kind(results.experiment.arms, list(kinds)):
-            arm = min(arms, key=lambda arm: float(np.median(results.errors(task, arm))))
+            arm = min(arms, key=lambda arm: _swept_error(results, task, arm))
             point = (state_bytes(task, arm), float(np.median(results.errors(task, arm))))
             label = kinds[kind] if kind not in named else None
             named.add(kind)
@@ -263,6 +292,10 @@ def draw_memory(results: Results, path: Path) -> None:
     axes[0, 0].legend(fontsize=7)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _swept_error(results: Results, task: Task, arm: Arm) -> float:
+    return float(np.median(records.errors(results.sweep(task, arm)), axis=1).min())
 
 
 def _by_kind(arms: Sequence[Arm], kinds: Sequence[str]) -> list[tuple[str, list[Arm]]]:

@@ -39,6 +39,13 @@ class PinnTask:
     stacked = ("hidden",)
     """The parts of the parameters whose leaves are stacked layers."""
 
+    def __post_init__(self) -> None:
+        if self.boundary not in BOUNDARIES or self.prediction not in PREDICTIONS:
+            raise ValueError(
+                f"no task has boundary {self.boundary!r} and prediction {self.prediction!r}: "
+                f"choose of {BOUNDARIES} and of {PREDICTIONS}"
+            )
+
     @property
     def solved_below(self) -> float:
         """The error under which a run counts as solved."""
