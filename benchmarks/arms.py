@@ -138,7 +138,8 @@ def stablegrad_arm(
 def compressor_arm(base: str, **numbers: float) -> Arm:
     """An arm of the grid of the compressor's numbers, named by all of them."""
     follows = "balance" not in numbers
-    text = ", ".join(f"{name} {value:g}" for name, value in numbers.items())
+    shown = {name.replace("_", " "): value for name, value in numbers.items() if value < 1e30}
+    text = ", ".join(f"{name} {value:g}" for name, value in shown.items())
     name = "-".join(f"{name[0]}{value:g}" for name, value in numbers.items())
     return Arm(
         f"compressor-{base}-{name}{'-follows' if follows else ''}",

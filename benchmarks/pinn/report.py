@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from benchmarks import records
-from benchmarks.arms import Arm
+from benchmarks.arms import SCALINGS, Arm
 from benchmarks.experiments import EXPERIMENTS, Experiment
 from benchmarks.pages import fill, markdown
 from benchmarks.records import FOLDER, Record
@@ -23,6 +23,7 @@ IMAGES = ROOT / "docs" / "images"
 NEAR, LEARNED = 1.5, 0.9
 """A learning rate works if its error is within a factor of that of the best one, and if it is below
 what a network has that learned next to nothing: u = 0 has an error of 1."""
+PEER_SCALINGS = set(SCALINGS) - {"stablegrad", "compressor"}
 FAMILIES = {"adam_eps": "adam", "adamw": "adam"}
 """Base optimizers that are compared with those of another name."""
 
@@ -107,7 +108,9 @@ def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> No
     tables: dict[str, str] = {}
     if screen.tasks:
         tables["grid"] = grid_table(screen)
-        tables["screened peers"] = errors_table(screen, _others(screen.experiment))
+        for name, scalings in (("peers", PEER_SCALINGS), ("variants", {"compressor"})):
+            arms = [arm for arm in screen.experiment.arms if arm.scaling in scalings]
+            tables[f"screened {name}"] = errors_table(screen, arms)
     for results in (depth, confirm, prediction, networks):
         name = results.experiment.name.removeprefix("pinn-")
         if results.tasks:
@@ -117,10 +120,6 @@ def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> No
         draw_scales(depth, images / "pinn_scales.png")
         draw_memory(depth, images / "pinn_memory.png")
     fill(page, tables)
-
-
-def _others(experiment: Experiment) -> list[Arm]:
-    return [arm for arm in experiment.arms if arm.scaling not in ("stablegrad", "compressor")]
 
 
 def title(task: Task) -> str:
