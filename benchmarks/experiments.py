@@ -150,6 +150,22 @@ DEMO = Experiment(
     tuning_seeds=(100, 101),
 )
 
+_DEPTH = Experiment(
+    "pinn-depth",
+    "which optimizer trains plain networks on a PDE, shallow and deep",
+    (
+        *tasks(f"{CHOOSING} {CONFIRMING}", (32,)),
+        *tasks(f"{CHOOSING} {CONFIRMING}", (8,)),
+        *tasks("burgers", (16, 64, 4)),
+    ),
+    (*_KEPT, *_SETTINGS),
+    steps=3000,
+    num_rates=8,
+    rates_per_decade=2,
+    tuning_seeds=(100, 101),
+    reported_seeds=tuple(range(16)),
+)
+
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
@@ -164,55 +180,36 @@ EXPERIMENTS: dict[str, Experiment] = {
             rates_per_decade=1,
             tuning_seeds=(100, 101),
         ),
-        Experiment(
-            "pinn-depth",
-            "which optimizer trains plain networks on a PDE, shallow and deep",
-            (
-                *tasks(f"{CHOOSING} {CONFIRMING}", (32,)),
-                *tasks(f"{CHOOSING} {CONFIRMING}", (8,)),
-                *tasks("burgers", (16, 64, 4)),
-            ),
-            (*_KEPT, *_SETTINGS),
-            steps=3000,
-            num_rates=8,
-            rates_per_decade=2,
-            tuning_seeds=(100, 101),
-            reported_seeds=tuple(range(16)),
-        ),
-        Experiment(
-            "pinn-confirm",
-            "whether what was chosen holds on the other half of the problems",
-            tasks(CONFIRMING, (16,)),
-            _TO_CONFIRM,
+        _DEPTH,
+        replace(
+            _DEPTH,
+            name="pinn-confirm",
+            about="whether what was chosen holds on the other half of the problems",
+            tasks=tasks(CONFIRMING, (16,)),
+            arms=_TO_CONFIRM,
             steps=2000,
-            num_rates=8,
-            rates_per_decade=2,
-            tuning_seeds=(100, 101),
-            reported_seeds=tuple(range(16)),
         ),
-        Experiment(
-            "pinn-prediction",
-            "which gradient to take for that of the prediction of a PINN",
-            tuple(
+        replace(
+            _DEPTH,
+            name="pinn-prediction",
+            about="which gradient to take for that of the prediction of a PINN",
+            tasks=tuple(
                 task
                 for prediction in PREDICTIONS
                 for task in tasks("burgers-soft poisson helmholtz", (8,), prediction=prediction)
             ),
-            tuple(
+            arms=tuple(
                 stablegrad_arm(base, "prediction", decay=decay, balance=0.5)
                 for base in ("adam", "sgd")
                 for decay in (0.0, 0.9)
             ),
             steps=2000,
-            num_rates=8,
-            rates_per_decade=2,
-            tuning_seeds=(100, 101),
-            reported_seeds=tuple(range(16)),
         ),
-        Experiment(
-            "pinn-networks",
-            "whether it holds with another activation and another initialization",
-            tuple(
+        replace(
+            _DEPTH,
+            name="pinn-networks",
+            about="whether it holds with another activation and another initialization",
+            tasks=tuple(
                 task
                 for activation, initialization in (
                     ("sin", "glorot"),
@@ -226,12 +223,8 @@ EXPERIMENTS: dict[str, Experiment] = {
                     initialization=initialization,
                 )
             ),
-            _TO_CONFIRM,
+            arms=_TO_CONFIRM,
             steps=2000,
-            num_rates=8,
-            rates_per_decade=2,
-            tuning_seeds=(100, 101),
-            reported_seeds=tuple(range(16)),
         ),
     )
 }

@@ -9,7 +9,10 @@ from typing import Any
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.cost import arms, records, report, times, tpu
+from benchmarks.cost import arms, records, report, times, tpu, training
+from benchmarks.pinn.networks import Network
+from benchmarks.pinn.problems import PROBLEMS
+from benchmarks.pinn.task import PinnTask
 
 MODULE = """\
 HloModule step
@@ -72,17 +75,33 @@ def test_every_arm_takes_a_step(front: str) -> None:
     assert not jnp.array_equal(stepped["kernel"], params["kernel"])
 
 
-@pytest.mark.standard_promotion
-def test_times_are_ratios_within_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def clock(num_arms: int) -> SimpleNamespace:
+    """Every step takes as long as its arm's place in the table, in slower and slower turns."""
     calls = itertools.count()
 
-    def clock() -> float:
-        """Every step takes as long as its arm's place in the table, in slower and slower turns."""
+    def perf_counter() -> float:
         (step, is_end) = divmod(next(calls), 2)
-        turn, place = divmod(step, len(arms.FRONTS))
+        turn, place = divmod(step, num_arms)
         return 1e3 * step + is_end * (1 + turn) * (1 + place)
 
-    monkeypatch.setattr(times, "time", SimpleNamespace(perf_counter=clock))
+    return SimpleNamespace(perf_counter=perf_counter)
+
+
+@pytest.mark.standard_promotion
+def test_times_of_training_are_ratios_within_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "time", clock(5))
+    monkeypatch.setattr(training, "WARMUP", 0)
+    monkeypatch.setattr(training, "TURNS", 2)
+    monkeypatch.setattr(training, "STEPS", 2)
+    task = PinnTask(PROBLEMS["poisson"], Network(depth=2, width=4), points=8)
+    ratios = training.measure({"base": "sgd"}, task)["ratios"]
+    assert list(ratios.values()) == [[1 + place] * 3 for place in range(5)]
+    assert next(iter(ratios)) == "alone"
+
+
+@pytest.mark.standard_promotion
+def test_times_are_ratios_within_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(times, "time", clock(len(arms.FRONTS)))
     monkeypatch.setattr(times, "WARMUP", 0)
     monkeypatch.setattr(times, "TURNS", {100: 2})
     ratios = times.measure({"base": "sgd", "parameters": 100})["ratios"]

@@ -1,7 +1,8 @@
 """Measure a kind of cost, line by line; what is recorded is not measured again.
 
 tpu       bytes and passes, by the TPU compiler of the package libtpu
-time      time of the step on the CPU or GPU at hand
+time      time of the optimizer's step on the CPU or GPU at hand
+training  time of a whole training step of the demo's PINN there
 growth    tracing and compilation, by the number of leaves
 report    the tables and the picture of docs/cost.md, from the records
 """
@@ -12,9 +13,9 @@ from pathlib import Path
 import jax
 from rich.progress import track
 
-from benchmarks.cost import growth, records, report, times, tpu
+from benchmarks.cost import growth, records, report, times, tpu, training
 
-KINDS = {"tpu": tpu, "time": times, "growth": growth}
+KINDS = {"tpu": tpu, "time": times, "training": training, "growth": growth}
 
 
 def main() -> None:

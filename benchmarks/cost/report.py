@@ -1,7 +1,7 @@
 """The tables of docs/cost.md and its picture, from the records."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,14 @@ def tables(folder: Path = RECORDS) -> dict[str, str]:
              "all-reduces", "temporary"],
             tpu_rows(folder),
         ),
-        "time": markdown(["device", "base", "parameters", *_fronts(folder)], time_rows(folder)),
+        "time": markdown(
+            ["device", "base", "parameters", *_fronts("time", folder)],
+            ratio_rows("time", folder, lambda record: f"{record['parameters']:.0e}"),
+        ),
+        "training": markdown(
+            ["device", "base", "network", *_fronts("training", folder)],
+            ratio_rows("training", folder, _network),
+        ),
         "growth": markdown(
             ["backend", "leaves", "arm", "tracing", "compilation", "instructions"],
             growth_rows(folder),
@@ -64,18 +71,25 @@ def _counts(record: dict[str, Any]) -> str:
     return f"{count} of {numbers}" if count else "0"
 
 
-def time_rows(folder: Path) -> Iterator[list[str]]:
+def ratio_rows(
+    kind: str, folder: Path, size: Callable[[dict[str, Any]], str]
+) -> Iterator[list[str]]:
     """Medians and quartiles of the ratios of times."""
-    for record in read("time", folder):
+    for record in read(kind, folder):
         cells = []
-        for front in _fronts(folder):
+        for front in _fronts(kind, folder):
             median, low, high = record["ratios"][front]
             cells.append(f"{median:.2f} ({low:.2f}-{high:.2f})")
-        yield [record["device"], record["base"], f"{record['parameters']:.0e}", *cells]
+        yield [record["device"], record["base"], size(record), *cells]
 
 
-def _fronts(folder: Path) -> list[str]:
-    records = read("time", folder)
+def _network(record: dict[str, Any]) -> str:
+    task = record["task"]
+    return f"{task['problem']}, {task['depth']} layers of {task['width']}, {task['points']} points"
+
+
+def _fronts(kind: str, folder: Path) -> list[str]:
+    records = read(kind, folder)
     return [front for front in records[0]["ratios"] if front != "alone"] if records else []
 
 

@@ -44,9 +44,13 @@ def measure(cell: dict[str, Any]) -> dict[str, Any]:
             if turn >= WARMUP:
                 seconds[front].append(time.perf_counter() - start)
             running[front] = (step, params, state)
-    alone = np.array(seconds["alone"])
-    quartiles = {
-        front: np.quantile(np.array(times) / alone, [0.5, 0.25, 0.75]).round(3).tolist()
-        for front, times in seconds.items()
+    ratios = quartiles_beside(seconds["alone"], seconds)
+    return {"device": jax.devices()[0].device_kind, "ratios": ratios}
+
+
+def quartiles_beside(alone: list[float], seconds: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Median and quartiles of the ratios within a turn, by arm."""
+    return {
+        name: np.quantile(np.array(times) / np.array(alone), [0.5, 0.25, 0.75]).round(3).tolist()
+        for name, times in seconds.items()
     }
-    return {"device": jax.devices()[0].device_kind, "ratios": quartiles}

@@ -1,0 +1,69 @@
+"""Time of a whole training step of the demo's PINN, paired with that of the base optimizer alone.
+
+Every arm makes a few steps of one network in turn; a ratio is taken within each turn.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import optax
+
+from benchmarks.arms import ARMS, Arm, stablegrad_arm
+from benchmarks.cost.times import quartiles_beside
+from benchmarks.demo import DEFAULT_TASK
+from benchmarks.pinn.task import PinnTask
+
+STEPS, WARMUP, TURNS = 20, 2, 40
+BASES = ("adam", "sgd")
+
+
+def cells() -> Iterator[dict[str, Any]]:
+    """One for each base optimizer; all arms are measured together."""
+    for base in BASES:
+        yield {"backend": jax.default_backend(), "base": base, "task": DEFAULT_TASK.describe()}
+
+
+def measure(cell: dict[str, Any], task: PinnTask = DEFAULT_TASK) -> dict[str, Any]:
+    """The time of each arm's steps as a ratio to those of the base optimizer alone."""
+    base = cell["base"]
+    arms = {
+        "alone": ARMS[base],
+        "stablegrad": stablegrad_arm(base, decay=0.0, balance=1.0),
+        "stablegrad, delayed": stablegrad_arm(base, decay=0.0, balance=1.0, delayed=True),
+        "clip_by_global_norm": ARMS[f"clip_{base}"],
+        "adaptive_grad_clip": ARMS[f"agc_{base}"],
+    }
+    running = {name: _start(task, arm) for name, arm in arms.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in running}
+    for turn in range(WARMUP + TURNS):
+        for name, (steps, carry) in running.items():
+            start = time.perf_counter()
+            carry = jax.block_until_ready(steps(carry))
+            if turn >= WARMUP:
+                seconds[name].append(time.perf_counter() - start)
+            running[name] = (steps, carry)
+    return {
+        "device": jax.devices()[0].device_kind,
+        "ratios": quartiles_beside(seconds["alone"], seconds),
+    }
+
+
+def _start(task: PinnTask, arm: Arm) -> tuple[Callable[[Any], Any], Any]:
+    """Some training steps as one compiled function, and what it starts from."""
+    scaling, base = arm.stages(1e-3, task.stacked)
+    tx = optax.chain(scaling, base)
+    params = task.init(jax.random.key(0))
+
+    def step(carry: Any, _: Any) -> tuple[Any, None]:
+        params, state, number = carry
+        key = jax.random.fold_in(jax.random.key(1), number)
+        _, (grads, prediction_grad) = task.gradients(params, key)
+        updates, state = tx.update(grads, state, params, prediction_grad=prediction_grad)
+        return (optax.apply_updates(params, updates), state, number + 1), None
+
+    def steps(carry: Any) -> Any:
+        return jax.lax.scan(step, carry, length=STEPS)[0]
+
+    return jax.jit(steps, donate_argnums=0), (params, tx.init(params), jax.numpy.int32(0))
