@@ -141,7 +141,7 @@ DEMO = Experiment(
         ARMS[name]
         for name in (
             *("adam", "adam_eps", "clip_adam", "stablegrad_adam", "stablegrad_sgd"),
-            *("muon", "stablegrad_muon"),
+            *("muon", "clip_muon", "stablegrad_muon"),
         )
     ),
     steps=2000,
