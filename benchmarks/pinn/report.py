@@ -246,11 +246,12 @@ def draw_scales(results: Results, path: Path) -> None:
     """The gradient's std by layer at several steps, before any transform, on the first task."""
     task = results.tasks[0]
     arms = [arm for name in SCALES_OF for arm in results.experiment.arms if arm.name == name]
+    size = (3.3 * len(arms), 3.6)
     figure, axes = plt.subplots(
-        1, len(arms), figsize=(3.3 * len(arms), 3.6), sharey=True, layout="constrained"
+        1, len(arms), figsize=size, sharey=True, squeeze=False, layout="constrained"
     )
     figure.suptitle(f"gradient std by layer, before the transform: {title(task)}, median of seeds")
-    for ax, arm in zip(axes, arms, strict=True):
+    for ax, arm in zip(axes[0], arms, strict=True):
         record = results.reported(task, arm)
         colours = plt.colormaps["viridis"](np.linspace(0, 0.9, len(record["scale_steps"])))
         for step, scales, colour in zip(
@@ -262,7 +263,7 @@ def draw_scales(results: Results, path: Path) -> None:
         ax.set(title=f"{arm.label}\nerror {median:.3g}", yscale="log", xlabel="layer")
         ax.title.set_fontsize(8)
         ax.grid(alpha=0.25)
-    axes[0].legend(fontsize=7)
+    axes[0, 0].legend(fontsize=7)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
