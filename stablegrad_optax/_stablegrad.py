@@ -111,7 +111,7 @@ def stablegrad(
         takes the statistic twice, so leave alone (None) what never gets a gradient. All-zero
         gradients leave the scale as it was. A gradient that grows by some factor in one step leaves
         that much larger, and with SGD grows on: put ``optax.clip(10.0)``, 10 times the reference,
-        between :func:`stablegrad` and the base optimizer.
+        between :func:`stablegrad` and the base optimizer, and give it a memory, ``decay=0.9``.
       layers: What a layer is: a function of params such as :func:`per_leaf`, :func:`weights_only`
         or :func:`stacked`, or a pytree of ``LayerAxes | None`` that matches the params. A function
         is also called on the gradients, so it may look at paths, shapes and dtypes only.

@@ -4,6 +4,7 @@ No ``from __future__ import annotations`` here: optax reads the annotation of ``
 an object, and skips a test where it is a string.
 """
 
+from functools import partial
 from typing import Any
 
 import optax
@@ -39,10 +40,12 @@ def sgd_on_own_gradient(
 
 # By the name under which a test looks them up in optax. Ours take all that optax's own take, so
 # they also stand where a test calls optax.sgd, adam or adamw itself.
+# With a memory: optax's problems are to be solved at a constant learning rate, and without one every
+# step of SGD would be as long as that, and a delayed gain as wild as the gradient before.
 OPTIMIZERS = {
-    "sgd": stablegrad_sgd,
-    "adam": stablegrad_adam,
-    "adamw": stablegrad_adamw,
+    "sgd": partial(stablegrad_sgd, decay=0.9),
+    "adam": partial(stablegrad_adam, decay=0.9),
+    "adamw": partial(stablegrad_adamw, decay=0.9),
     "sgd_on_own_gradient": sgd_on_own_gradient,
 }
 
