@@ -40,8 +40,8 @@ def sgd_on_own_gradient(
 
 # By the name under which a test looks them up in optax. Ours take all that optax's own take, so
 # they also stand where a test calls optax.sgd, adam or adamw itself.
-# With a memory: optax's problems are to be solved at a constant learning rate, and without one every
-# step of SGD would be as long as that, and a delayed gain as wild as the gradient before.
+# With a memory: optax's problems are to be solved at a constant learning rate, and without one
+# every step of SGD would be as long as that, and a delayed gain as wild as the gradient before.
 OPTIMIZERS = {
     "sgd": partial(stablegrad_sgd, decay=0.9),
     "adam": partial(stablegrad_adam, decay=0.9),
