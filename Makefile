@@ -40,7 +40,9 @@ test: $(VENV)/.dev ## run the whole test suite
 	$(BIN)/$(PYTEST) $(ARGS)
 
 test-floors: $(FLOORS)/.floors ## run the package's tests on the oldest supported versions
-	$(FLOORS)/bin/$(PYTEST) stablegrad_optax $(PACKAGE_TESTS) $(ARGS)
+	@# Killing and resuming a job is slow, and no different there.
+	$(FLOORS)/bin/$(PYTEST) stablegrad_optax $(PACKAGE_TESTS) \
+	--ignore tests/integration/test_kill_and_resume.py $(ARGS)
 
 test-optax: $(OPTAX)/.optax ## run optax's own tests, of a pinned release, against the package
 	$(OPTAX)/bin/$(PYTEST) tests/optax_suites $(ARGS)
