@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 MODULES := $(wildcard stablegrad_optax/_[a-z]*.py)
 PACKAGE_TESTS := tests/integration \
 	$(wildcard $(MODULES:stablegrad_optax/_%.py=tests/test_%.py)) \
-	tests/test_public_api.py
+	tests/test_properties.py tests/test_public_api.py
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
@@ -40,7 +40,7 @@ test: $(VENV)/.dev ## run the whole test suite
 	$(BIN)/$(PYTEST) $(ARGS)
 
 test-floors: $(FLOORS)/.floors ## run the package's tests on the oldest supported versions
-	@# Killed jobs and random properties are slow, and no different there.
+	@# Killing and resuming a job is slow, and no different there.
 	$(FLOORS)/bin/$(PYTEST) stablegrad_optax $(PACKAGE_TESTS) \
 	--ignore tests/integration/test_kill_and_resume.py $(ARGS)
 
