@@ -162,19 +162,8 @@ def introduction(task: PinnTask, num_seeds: int, steps: int) -> str:
 
 
 def tuned_learning_rate(arm: str, problem: str) -> float:
-    """The best learning rate of an arm in the recorded sweep on a problem.
-
-    Raises:
-        LookupError: There is no such record.
-    """
-    cell = records.cell(DEMO, TASKS[problem], ARMS[arm], DEMO.tuning_seeds)
-    record = records.find(records.read(DEMO), cell)
-    if record is None:
-        raise LookupError(
-            f"no learning rate is recorded for {arm} on {problem}: "
-            f"run python -m benchmarks run {DEMO.name}"
-        )
-    return records.best_rate(record)
+    """The best learning rate of an arm in the recorded sweep on a problem."""
+    return records.tuned_rate(records.read(DEMO), DEMO, TASKS[problem], ARMS[arm])
 
 
 def run(

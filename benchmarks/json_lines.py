@@ -1,7 +1,7 @@
 """Records as lines of JSON, appended as they are made: a rerun goes on where one stopped."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def find(path: Path, cell: Mapping[str, Any]) -> dict[str, Any] | None:
+def find(records: Iterable[dict[str, Any]], cell: Mapping[str, Any]) -> dict[str, Any] | None:
     """The first record that has all items of a cell, or None."""
-    return next((record for record in read(path) if cell.items() <= record.items()), None)
+    return next((record for record in records if cell.items() <= record.items()), None)
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:

@@ -41,11 +41,6 @@ def cell(experiment: Experiment, task: Task, arm: Arm, seeds: Sequence[int]) -> 
     }
 
 
-def find(records: Sequence[Record], cell: Record) -> Record | None:
-    """The record of a cell, or None."""
-    return next((record for record in records if cell.items() <= record.items()), None)
-
-
 def settings(arm: Arm) -> Record:
     """All that an arm is made of, for its record."""
     return {"base": arm.base, "scaling": arm.scaling, **dict(arm.options), **dict(arm.numbers)}
@@ -54,6 +49,22 @@ def settings(arm: Arm) -> Record:
 def errors(record: Record) -> np.ndarray:
     """The errors of a record, [rates, seeds]; a diverged seed counts as inf."""
     return np.array([[np.inf if e is None else e for e in row] for row in record["errors"]])
+
+
+def tuned_rate(found: Sequence[Record], experiment: Experiment, task: Task, arm: Arm) -> float:
+    """The best learning rate of an arm's sweep on a task, among the records of an experiment.
+
+    Raises:
+        LookupError: The sweep is not recorded.
+    """
+    wanted = cell(experiment, task, arm, experiment.tuning_seeds)
+    record = json_lines.find(found, wanted)
+    if record is None:
+        raise LookupError(
+            f"no learning rate is recorded for {arm.name} on {wanted['task']}: "
+            f"run python -m benchmarks run {experiment.name}"
+        )
+    return best_rate(record)
 
 
 def best_rate(record: Record) -> float:

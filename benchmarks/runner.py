@@ -107,7 +107,7 @@ def run(
             tuple(
                 arm
                 for arm in batch.arms
-                if not records.find(known, records.cell(experiment, batch.task, arm, seeds))
+                if not json_lines.find(known, records.cell(experiment, batch.task, arm, seeds))
             ),
         )
 
@@ -165,7 +165,7 @@ def run(
                     record(train(training), sweep, reported=False)
                 if seeds[1] and report.arms:
                     rates = {
-                        arm.name: records.best_rate(_sweep_of(known, experiment, report.task, arm))
+                        arm.name: records.tuned_rate(known, experiment, report.task, arm)
                         for arm in report.arms
                     }
                     again = report.report(rates)
@@ -247,16 +247,6 @@ def _wait_for(future: Future[Training], check: Callable[[], None]) -> Training:
         check()
         with contextlib.suppress(TimeoutError):
             return future.result(timeout=1)
-
-
-def _sweep_of(
-    known: Sequence[records.Record], experiment: Experiment, task: Task, arm: Arm
-) -> records.Record:
-    wanted = records.cell(experiment, task, arm, experiment.tuning_seeds)
-    found = records.find(known, wanted)
-    if found is None:
-        raise LookupError(f"no sweep of {arm.name} is recorded for {wanted['task']}")
-    return found
 
 
 def _median(values: np.ndarray, axis: int) -> np.ndarray:

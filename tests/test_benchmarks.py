@@ -311,7 +311,7 @@ def test_every_record_belongs_to_its_experiment(experiment: Experiment):
         else:
             swept = record | {"seeds": list(experiment.tuning_seeds)}
             cell = {key: swept[key] for key in keys}
-            sweep = records.find(found, cell)
+            sweep = json_lines.find(found, cell)
             assert sweep is not None
             assert record["learning_rates"] == [records.best_rate(sweep)]
         assert len(record["errors"]) == len(record["learning_rates"])
@@ -328,7 +328,7 @@ def test_a_run_records_every_cell_once_and_resumes(tmp_path: Path, monkeypatch: 
     for task in experiment.tasks:
         for arm in experiment.arms:
             sweep, report = (
-                records.find(found, records.cell(experiment, task, arm, seeds))
+                json_lines.find(found, records.cell(experiment, task, arm, seeds))
                 for seeds in (experiment.tuning_seeds, experiment.reported_seeds)
             )
             assert sweep is not None

@@ -25,7 +25,7 @@ def measured(
 ) -> dict[str, Any]:
     """The record of a cell, measured and appended if there is none yet."""
     path = _path(kind, folder)
-    record = json_lines.find(path, cell)
+    record = json_lines.find(json_lines.read(path), cell)
     if record is None:
         made_with = {
             "versions": installed("jax", "jaxlib", "optax", "flax", "libtpu"),

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.stats import rankdata
 
-from benchmarks import records
+from benchmarks import json_lines, records
 from benchmarks.arms import SCALINGS, Arm
 from benchmarks.experiments import EXPERIMENTS, Experiment
 from benchmarks.pages import fill, markdown
@@ -41,7 +41,7 @@ class Results:
 
     def of(self, task: Task, arm: Arm, seeds: Sequence[int]) -> Record | None:
         """The record of an arm on a task, or None."""
-        return records.find(self._records, records.cell(self.experiment, task, arm, seeds))
+        return json_lines.find(self._records, records.cell(self.experiment, task, arm, seeds))
 
     @cached_property
     def tasks(self) -> list[Task]:
