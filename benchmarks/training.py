@@ -5,7 +5,7 @@ gradients; those whose arms are alike but for numbers share their optimizer's, t
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, gcd
@@ -128,10 +128,11 @@ class Training:
 
     def compile(self) -> None:
         """Compile, so that the first chunk does not have to; may be called in a thread."""
+        self._start_program()
         self._program(self.chunk_length)
 
     def sharing(self, other: "Training") -> "Training":
-        """This training with the other's program, if it is the same but for its numbers."""
+        """This training with the other's programs, if they are the same but for their numbers."""
         if [cell.arm.program for cell in self.cells] == [cell.arm.program for cell in other.cells]:
             self._compiled.update(other._compiled)
         return self
@@ -139,7 +140,7 @@ class Training:
     def chunks(self) -> Iterator[tuple[Chunk, Seconds]]:
         """Train, a chunk of steps at a time; the cells are in the order they were given in."""
         settings = jax.device_put(self._settings, self._by_cell)
-        states = jax.jit(self._start, out_shardings=self._by_cell)(settings)
+        states = self._start_program()(settings)
         back = np.argsort(self._order)
         for first in range(0, self.steps, self.chunk_length):
             numbers = np.arange(first, min(first + self.chunk_length, self.steps), dtype=np.uint32)
@@ -203,31 +204,45 @@ class Training:
         return NamedSharding(Mesh(np.array(devices[:count]), ("cell",)), PartitionSpec("cell"))
 
     @cached_property
-    def _compiled(self) -> dict[int, jax.stages.Compiled]:
+    def _compiled(self) -> dict[int | None, jax.stages.Compiled]:
+        """Programs by the number of steps; under None the one that makes the first states."""
         return {}
+
+    def _start_program(self) -> jax.stages.Compiled:
+        if None not in self._compiled:
+            settings = jax.tree.map(self._of_cells, self._settings)
+            cells = self._by_cell.spec
+            self._compiled[None] = self._lower(self._start, (cells,), cells, settings).compile()
+        return self._compiled[None]
 
     def _program(self, length: int) -> jax.stages.Compiled:
         """The compiled program of a chunk of so many steps."""
         if length not in self._compiled:
             cells, everywhere = self._by_cell.spec, PartitionSpec()
             of_steps = PartitionSpec(None, "cell")
-            advance = jax.jit(
-                jax.shard_map(
-                    self._advance,
-                    mesh=self._by_cell.mesh,
-                    in_specs=(cells, cells, everywhere),
-                    out_specs=(cells, Chunk(of_steps, of_steps, of_steps, cells, cells)),
-                    check_vma=False,
-                )
-            )
             settings = jax.tree.map(self._of_cells, self._settings)
             states = jax.tree.map(self._of_cells, jax.eval_shape(self._start, settings))
             numbers = jax.ShapeDtypeStruct((length,), np.uint32)
-            # GPUs and TPUs would round the factors of a product to fewer bits.
-            with jax.default_matmul_precision("highest"):
-                lowered = advance.lower(states, settings, numbers)
+            lowered = self._lower(
+                self._advance,
+                (cells, cells, everywhere),
+                (cells, Chunk(of_steps, of_steps, of_steps, cells, cells)),
+                *(states, settings, numbers),
+            )
             self._compiled[length] = lowered.compile()
         return self._compiled[length]
+
+    def _lower(
+        self, function: Callable[..., Any], in_specs: Any, out_specs: Any, *arguments: Any
+    ) -> jax.stages.Lowered:
+        """A function of the cells, each device's share by itself."""
+        mesh = self._by_cell.mesh
+        by_device = jax.shard_map(
+            function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        )
+        # GPUs and TPUs would round the factors of a product to fewer bits.
+        with jax.default_matmul_precision("highest"):
+            return jax.jit(by_device).lower(*arguments)
 
     def _of_cells(self, leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._by_cell)
@@ -239,16 +254,19 @@ class Training:
 
     def _start(self, settings: tuple[_Settings, ...]) -> tuple[_State, ...]:
         """The states of all groups before the first step."""
+        sizes = [len(group.seed) for group in settings]
+        init_keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed))[0])(
+            _seeds(settings)
+        )
+        params = _split(jax.vmap(self.task.init)(init_keys), sizes)
 
-        def start(group: int, settings: _Settings) -> _State:
-            init_key, _ = jax.random.split(jax.random.key(settings.seed))
-            params = self.task.init(init_key)
+        def start(group: int, settings: _Settings, params: Any) -> _State:
             scaling, base = self._stages(group, settings)
             return _State(params, scaling.init(params), base.init(params))
 
         return tuple(
-            jax.vmap(lambda s, group=group: start(group, s))(group_settings)
-            for group, group_settings in enumerate(settings)
+            jax.vmap(lambda *arguments, group=group: start(group, *arguments))(*of_group)
+            for group, of_group in enumerate(zip(settings, params, strict=True))
         )
 
     def _advance(
@@ -256,8 +274,9 @@ class Training:
     ) -> tuple[tuple[_State, ...], Chunk]:
         """The steps with the given numbers, then an evaluation."""
         sizes = [len(group.seed) for group in settings]
-        seeds = jnp.concatenate([group.seed for group in settings])
-        data_keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed))[1])(seeds)
+        data_keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed))[1])(
+            _seeds(settings)
+        )
 
         def update(
             group: int, settings: _Settings, state: _State, grads: Any, prediction_grad: Any
@@ -302,6 +321,11 @@ class Training:
             ],
             axis=1,
         )
+
+
+def _seeds(settings: tuple[_Settings, ...]) -> jax.Array:
+    """The seeds of all cells."""
+    return jnp.concatenate([group.seed for group in settings])
 
 
 def _join(trees: list[Any]) -> Any:

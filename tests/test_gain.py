@@ -66,15 +66,13 @@ def test_second_derivatives_equal_finite_differences() -> None:
     with enable_x64():
         slope, h = jax.jit(jax.grad(meta_loss(options, jnp.float64))), 1e-5
         want = float(slope(h) - slope(-h)) / (2 * h)
-    got = jax.jit(jax.grad(jax.grad(meta_loss(options, jnp.float32))))(jnp.float32(0.0))
+    # Forward over reverse, as for Hessians: it compiles faster than reverse over reverse.
+    got = jax.jit(jax.jacfwd(jax.grad(meta_loss(options, jnp.float32))))(jnp.float32(0.0))
     assert float(got) == pytest.approx(want, rel=1e-3)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("dead", [("kernel",), ("bias", "stack"), tuple(SMALL)])
-def test_meta_gradients_are_finite_at_zero_gradients(
-    options: dict[str, Any], dead: tuple[str, ...]
-) -> None:
+def test_meta_gradients_are_finite_at_zero_gradients(options: dict[str, Any]) -> None:
     tx = stablegrad(**options)
 
     @jax.jit
@@ -89,8 +87,9 @@ def test_meta_gradients_are_finite_at_zero_gradients(
 
         return jnp.sum(jax.lax.scan(step, tx.init(grads), length=STEPS)[1])
 
-    slopes = slope({k: jnp.float32(0.0 if k in dead else 1.0) for k in SMALL})
-    assert all(np.isfinite(value) for value in slopes.values())
+    for dead in (("kernel",), ("bias", "stack"), tuple(SMALL)):
+        slopes = slope({k: jnp.float32(0.0 if k in dead else 1.0) for k in SMALL})
+        assert all(np.isfinite(value) for value in slopes.values()), dead
 
 
 def test_a_learned_learning_rate_learns() -> None:

@@ -32,8 +32,11 @@ faults = st.sampled_from([np.nan, np.inf, -np.inf])
 
 alone = stablegrad(decay=DECAY, fade_below=0.0, layers={"w": LayerAxes((0, 1, 2), centered=False)})
 together = stablegrad(decay=DECAY, layers=stacked("w"))
+apart = stablegrad(decay=DECAY, layers=per_leaf)
 few = settings(max_examples=40)
-update_alone, update_together = jax.jit(alone.update), jax.jit(together.update)
+update_alone, update_together, update_apart = (
+    jax.jit(tx.update) for tx in (alone, together, apart)
+)
 
 
 def finite(tree: Tree) -> bool:
@@ -88,10 +91,8 @@ def test_a_step_with_a_fault_leaves_no_trace_in_the_faulty_layer(
 @given(st.lists(leaves, min_size=2, max_size=4))
 def test_a_stacked_leaf_is_its_layers_one_by_one(steps: list[np.ndarray]) -> None:
     """In optax's suites no leaf holds more than one layer."""
-    apart = stablegrad(decay=DECAY, layers=per_leaf)
     stack_state = together.init({"w": steps[0]})
     apart_state = apart.init(list(steps[0]))
-    update_apart = jax.jit(apart.update)
     for step in steps:
         stacked_updates, stack_state = update_together({"w": step}, stack_state)
         updates, apart_state = update_apart(list(step), apart_state)
