@@ -49,7 +49,7 @@ test-optax: $(OPTAX)/.optax ## run optax's own tests, of a pinned release, again
 
 test-tpu: $(TPU)/.tpu ## count the passes of the program that the TPU's compiler makes
 	@# One process: libtpu does not let two have it.
-	JAX_PLATFORMS=cpu $(TPU)/bin/$(PYTEST) -n 0 tests/test_cost.py $(ARGS)
+	JAX_PLATFORMS=cpu $(TPU)/bin/$(PYTEST) -n 0 tests/test_cost.py -k TpuProgram $(ARGS)
 
 cost: $(TPU)/.tpu ## measure what the transform costs, and write the tables of docs/cost.md
 	JAX_PLATFORMS=cpu $(TPU)/bin/python -m benchmarks.cost tpu
