@@ -49,6 +49,18 @@ def test_sums_and_reductions_are_found() -> None:
     assert tpu.all_reduces(MODULE) == {"all_reduces": 1, "all_reduced_numbers": 5}
 
 
+def test_traffic_is_that_of_hbm_once_and_without_branches() -> None:
+    assert tpu.hbm_bytes(MODULE) == 5 * 256 + 2 * 4 + (3 + 2) * 4
+    prefetched = MODULE.replace(
+        "  ROOT %new = f32[8,8]{1,0} fusion(%p.1, %g.1)",
+        """\
+  %start = (f32[8,8]{1,0:T(8,128)S(1)}, f32[8,8]{1,0}, u32[]{:S(2)}) copy-start(%g.1)
+  %done = f32[8,8]{1,0:T(8,128)S(1)} copy-done(%start)
+  ROOT %new = f32[8,8]{1,0} fusion(%p.1, %done)""",
+    )
+    assert tpu.hbm_bytes(prefetched) == tpu.hbm_bytes(MODULE)
+
+
 def test_what_is_recorded_is_not_measured_again(tmp_path: Path) -> None:
     calls = []
 
@@ -111,12 +123,13 @@ def test_times_are_ratios_within_a_turn(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_table_has_ratios_to_the_base_optimizer_alone(tmp_path: Path) -> None:
     cell = {"chip": "v5p", "devices": 4, "base": "adam", "grads": "float32"}
     counts = {"temporary_bytes": 0, "all_reduces": 0, "all_reduced_numbers": 0, "passes": 1}
-    alone = {"bytes": 7.0, "later_bytes": 7.0, **counts}
-    ours = {"bytes": 8.0, "later_bytes": 7.7, **counts, "temporary_bytes": 2**20}
+    alone = {"bytes": 7.0, "later_bytes": 7.0, "hbm_bytes": 5.0, "later_hbm_bytes": 5.0, **counts}
+    ours = {"bytes": 8.0, "later_bytes": 7.7, "later_hbm_bytes": 5.5, **counts}
+    ours["temporary_bytes"] = 2**20
     records.measured("tpu", {**cell, "arm": "alone"}, lambda: alone, tmp_path)
     records.measured("tpu", {**cell, "arm": "stablegrad"}, lambda: ours, tmp_path)
     [*_, row] = report.tables(tmp_path)["tpu"].splitlines()
-    want = "v5p | 4 | adam | float32 | stablegrad | 1.1429 | 1.1000 | 1 | 0 | +1.0 MiB"
+    want = "v5p | 4 | adam | float32 | stablegrad | 1.1429 | 1.1000 | 1.1000 | 1 | 0 | +1.0 MiB"
     assert row == f"| {want} |"
 
 
@@ -145,6 +158,25 @@ class TestTpuProgram:
     def test_passes_over_each_gradient(self, base: str, front: str, passes: int) -> None:
         cell = {"chip": "v5p", "devices": 1, "base": base, "arm": front, "grads": "float32"}
         assert tpu.measure(cell)["passes"] == passes
+
+    def test_without_prefetches_the_traffic_is_the_compilers_count(self) -> None:
+        cell = {"chip": "v5p", "devices": 1, "base": "adam", "arm": "alone", "grads": "float32"}
+        counted = tpu.measure(cell)
+        assert counted["hbm_bytes"] == pytest.approx(counted["bytes"], rel=1e-4)
+        assert counted["hbm_bytes"] == pytest.approx(7 * tpu.LEAVES * 4 * 4096**2, rel=1e-4)
+
+    @pytest.mark.parametrize(
+        ("front", "units"),
+        [
+            ("stablegrad_adam, bfloat16 mu", 7),
+            ("stablegrad_adam, delayed, bfloat16 mu", 6),
+            ("stablegrad_sgd, delayed, momentum", 5),
+        ],
+    )
+    def test_ready_optimizers_that_move_no_more_than_adam(self, front: str, units: int) -> None:
+        cell = {"chip": "v5p", "devices": 1, "base": "adam", "arm": front, "grads": "float32"}
+        traffic = tpu.measure(cell)["later_hbm_bytes"]
+        assert traffic == pytest.approx(units * tpu.LEAVES * 4 * 4096**2, rel=1e-4)
 
     @pytest.mark.parametrize("front", ["stablegrad", "stablegrad, delayed"])
     def test_sharded_layers_take_one_reduction(self, front: str) -> None:

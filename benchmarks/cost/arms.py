@@ -39,6 +39,7 @@ WHOLE: dict[str, Callable[[], Transformation]] = {
     "novograd": partial(optax.novograd, 1e-3),
     "muon": partial(optax.contrib.muon, 1e-3),
     "adam, bfloat16 mu": partial(optax.adam, 1e-3, mu_dtype=jnp.bfloat16),
+    "stablegrad_adam, bfloat16 mu": partial(stablegrad_adam, 1e-3, mu_dtype=jnp.bfloat16),
     "stablegrad_adam, delayed, bfloat16 mu": partial(
         stablegrad_adam, 1e-3, delayed=True, mu_dtype=jnp.bfloat16
     ),

@@ -25,8 +25,8 @@ def tables(folder: Path = RECORDS) -> dict[str, str]:
     """Each table as Markdown, by the name of its marker."""
     return {
         "tpu": markdown(
-            ["chip", "chips", "base", "gradients", "arm", "bytes", "later steps", "passes",
-             "all-reduces", "temporary"],
+            ["chip", "chips", "base", "gradients", "arm", "bytes", "later steps",
+             "HBM, later steps", "passes", "all-reduces", "temporary"],
             tpu_rows(folder),
         ),
         "time": markdown(
@@ -60,6 +60,7 @@ def tpu_rows(folder: Path) -> Iterator[list[str]]:
                 arm,
                 f"{record['bytes'] / alone['bytes']:.4f}",
                 f"{record['later_bytes'] / alone['bytes']:.4f}",
+                f"{record['later_hbm_bytes'] / alone['hbm_bytes']:.4f}",
                 str(record.get("passes", "")),
                 _counts(record),
                 f"{(record['temporary_bytes'] - alone['temporary_bytes']) / 2**20:+.1f} MiB",
@@ -125,18 +126,19 @@ def _grouped(
 
 
 def draw(path: Path, folder: Path) -> None:
-    """Bytes of every arm beside Adam's, on one TPU v5p."""
+    """Memory traffic of every arm beside Adam's, on one TPU v5p."""
     keys = ("chip", "devices", "base", "grads", "program")
     records = _grouped(read("tpu", folder), keys)["v5p", 1, "adam", "float32", None]
     shown = {arm: record for arm, record in records.items() if arm != "muon"}  # off the scale
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     names = list(reversed(shown))
-    ratios = [shown[name]["later_bytes"] / records["alone"]["bytes"] for name in names]
+    alone = records["alone"]["hbm_bytes"]
+    ratios = [shown[name]["later_hbm_bytes"] / alone for name in names]
     colors = ["tab:orange" if "stablegrad" in name else "tab:gray" for name in names]
     bars = axes.barh([n.replace("alone", "adam alone") for n in names], ratios, color=colors)
     axes.bar_label(bars, fmt="%.3f", padding=3)
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("bytes of a later step, beside optax.adam alone (TPU v5p)")
+    axes.set_xlabel("bytes from and to HBM in a later step, beside optax.adam alone (TPU v5p)")
     axes.set_xlim(0, max(ratios) * 1.12)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)

@@ -4,8 +4,13 @@ The compiler is in the package libtpu. ``bytes accessed`` is its own static coun
 branch that runs in the first step alone like all else. So delayed arms are compiled twice, the
 second time without that branch: what the steps after the first one move. The passes are counted in
 the entry computation, which is what every step runs: the operations that read a gradient there.
+
+The compiler moves arrays that fit there to the chip's own memory ahead of their use, and its count
+has each of them up to five times then: they are read, written, named by the copy and read again. So
+the bytes that go to and from HBM, which is what limits an optimizer step, are counted apart.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -48,17 +53,18 @@ def cells() -> Iterator[dict[str, Any]]:
             yield cell(chip, count, "adam", front)
     for front in ours:
         yield cell("v5p", 1, "adam", front, "bfloat16")
-    for front in ours:
+    for front in (*ours, "clip_by_global_norm"):
         yield {"chip": "v5p", "devices": 1, "base": "adam", "arm": front, "program": "transformer"}
 
 
 def measure(cell: dict[str, Any]) -> dict[str, Any]:
     """Compile one cell and count; the bytes of later steps apart, where the first one differs."""
     counted = _measure(cell)
-    if "delayed" not in cell["arm"]:
-        return counted | {"later_bytes": counted["bytes"]}
-    with mock.patch("stablegrad_optax._stablegrad.known", lambda before, after, take: before):
-        return counted | {"later_bytes": _measure(cell)["bytes"]}
+    later = counted
+    if "delayed" in cell["arm"]:
+        with mock.patch("stablegrad_optax._stablegrad.known", lambda before, after, take: before):
+            later = _measure(cell)
+    return counted | {"later_bytes": later["bytes"], "later_hbm_bytes": later["hbm_bytes"]}
 
 
 def _measure(cell: dict[str, Any]) -> dict[str, Any]:
@@ -97,6 +103,7 @@ def _measure(cell: dict[str, Any]) -> dict[str, Any]:
     memory: Any = compiled.memory_analysis()
     counted = {
         "bytes": costs["bytes accessed"],
+        "hbm_bytes": hbm_bytes(text),
         "temporary_bytes": memory.temp_size_in_bytes,
         "state_bytes": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)),
         **all_reduces(text),
@@ -128,6 +135,35 @@ def passes(text: str, num_gradients: int) -> int:
         for gradient in gradients
     ]
     return max(readers)
+
+
+BYTES = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "pred": 1}
+NO_TRAFFIC = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "conditional"}
+
+
+def hbm_bytes(text: str) -> int:
+    """Bytes that the operations of the entry computation read from HBM and write to it.
+
+    Operands and results are counted whole, as the compiler's own count does, but for those in the
+    chip's own memories, ``S(1)`` and the like in their layouts. Branches are not counted.
+    """
+    in_hbm: dict[str, int] = {}
+    total = 0
+    operations = r"%(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(?:,|$)"
+    for name, result, operation, operands in re.findall(operations, entry_of(text), re.MULTILINE):
+        arrays = re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", result)
+        sizes = [
+            BYTES[dtype] * math.prod(int(n) for n in shape.split(",") if n)
+            for dtype, shape, layout in arrays
+            if dtype in BYTES and "S(" not in layout
+        ]
+        in_hbm[name] = sum(sizes)
+        if operation in NO_TRAFFIC or operation.endswith("-done"):
+            continue
+        total += in_hbm[name]
+        if operation != "copy-start":  # whose result names both ends of the copy
+            total += sum(in_hbm.get(operand, 0) for operand in re.findall(r"%([\w.\-]+)", operands))
+    return total
 
 
 def sums_on_matmuls(text: str) -> int:
