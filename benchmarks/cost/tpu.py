@@ -151,17 +151,20 @@ def hbm_bytes(text: str) -> int:
     total = 0
     operations = r"%(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(?:,|$)"
     for name, result, operation, operands in re.findall(operations, entry_of(text), re.MULTILINE):
-        arrays = re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", result)
-        sizes = [
-            BYTES[dtype] * math.prod(int(n) for n in shape.split(",") if n)
-            for dtype, shape, layout in arrays
-            if dtype in BYTES and "S(" not in layout
+        arrays = [
+            (BYTES[dtype] * math.prod(int(n) for n in shape.split(",") if n), "S(" not in layout)
+            for dtype, shape, layout in re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", result)
+            if dtype in BYTES
         ]
-        in_hbm[name] = sum(sizes)
+        in_hbm[name] = sum(size for size, is_in_hbm in arrays if is_in_hbm)
         if operation in NO_TRAFFIC or operation.endswith("-done"):
             continue
-        total += in_hbm[name]
-        if operation != "copy-start":  # whose result names both ends of the copy
+        if operation in ("copy-start", "slice-start"):
+            # The result names both ends, of which a slice is the smaller one.
+            (one, is_in_hbm), (other, other_is_in_hbm), *_ = arrays
+            total += min(one, other) * (is_in_hbm + other_is_in_hbm)
+        else:
+            total += in_hbm[name]
             total += sum(in_hbm.get(operand, 0) for operand in re.findall(r"%([\w.\-]+)", operands))
     return total
 
