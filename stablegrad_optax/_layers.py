@@ -297,18 +297,22 @@ def _split(vector: jax.Array, sizes: tuple[int, ...]) -> list[jax.Array]:
 
 
 def _split_apart(vector: jax.Array, sizes: tuple[int, ...]) -> list[jax.Array]:
-    """The same, but all pieces of one entry come out of one operation.
+    """The same, but the pieces of one entry come out of few operations, 64 at a time.
 
     XLA:CPU compiles operations that are alike only once, and merges a slice into all that use it,
-    which are then no longer alike. A sum of one entry and 0 is not merged.
+    which are then no longer alike. A sum of one entry and 0 is not merged. One operation with all
+    pieces would take longer to compile than a few with 64 each.
     """
     pieces = _split(vector, sizes)
-    single = tuple(jnp.pad(piece, (0, 1)) for piece in pieces if piece.size == 1)
-    if not single:
-        return pieces
-    zeros = tuple(jnp.zeros_like(piece, shape=()) for piece in single)
-    apart = iter(jax.lax.reduce(single, zeros, partial(jax.tree.map, jnp.add), (0,)))
-    return [next(apart)[None] if piece.size == 1 else piece for piece in pieces]
+    single = [index for index, piece in enumerate(pieces) if piece.size == 1]
+    for first in range(0, len(single), 64):
+        some = single[first : first + 64]
+        padded = tuple(jnp.pad(pieces[index], (0, 1)) for index in some)
+        zeros = tuple(jnp.zeros_like(piece, shape=()) for piece in padded)
+        sums = jax.lax.reduce(padded, zeros, partial(jax.tree.map, jnp.add), (0,))
+        for index, one in zip(some, sums, strict=True):
+            pieces[index] = one[None]
+    return pieces
 
 
 def layout_of(layers: PyTree | LayerRule, tree: PyTree) -> Layout:

@@ -214,7 +214,7 @@ def test_a_slash_in_a_key_does_not_confuse_two_leaves() -> None:
     assert stablegrad().init(params).grad_scale.shape == (2,)
 
 
-@pytest.mark.parametrize("sizes", [(), (1,), (3,), (1, 1, 1), (2, 1, 5, 1)])
+@pytest.mark.parametrize("sizes", [(), (1,), (3,), (1, 1, 1), (2, 1, 5, 1), (2, *[1] * 130, 3)])
 def test_every_platform_splits_the_vector_alike(sizes: tuple[int, ...]) -> None:
     vector = jnp.arange(1.0, sum(sizes) + 1)
     for split in (_split, _split_apart):

@@ -38,7 +38,7 @@ def tables(folder: Path = RECORDS) -> dict[str, str]:
             ratio_rows("training", folder, _network),
         ),
         "growth": markdown(
-            ["backend", "leaves", "arm", "tracing", "compilation", "instructions"],
+            ["backend", "leaves", "arm", "tracing", "compilation", "step", "instructions"],
             growth_rows(folder),
         ),
     }  # fmt: skip
@@ -108,6 +108,7 @@ def growth_rows(folder: Path) -> Iterator[list[str]]:
                     arm,
                     f"{trace:.2f}",
                     f"{record['compile_seconds'] / alone['compile_seconds']:.2f}",
+                    f"{record['step_seconds'] / alone['step_seconds']:.2f}",
                     f"{record['instructions'] / alone['instructions']:.2f}",
                 ]
 
