@@ -133,9 +133,7 @@ _TO_CONFIRM = (
     stablegrad_arm("adam", 1.0, decay=0.9, balance=1.0),
 )
 
-# Each base optimizer alone, behind the strongest rival, and behind StableGrad as it is recommended
-# for PINNs and as it comes.
-_BY_DEPTH = tuple(
+BY_DEPTH = tuple(
     arm
     for base in ("adam", "sgd", "muon")
     for arm in (
@@ -145,6 +143,8 @@ _BY_DEPTH = tuple(
         stablegrad_arm(base, 1.0, decay=0.0, balance=1.0),
     )
 )
+"""Each base optimizer alone, behind the strongest rival, and behind StableGrad as it is recommended
+for PINNs and as it comes."""
 
 DEMO = Experiment(
     "demo",
@@ -195,7 +195,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             name="pinn-by-depth",
             about="how the error grows with depth",
             tasks=tasks("burgers poisson-soft", (8, 4, 16, 32, 64)),
-            arms=_BY_DEPTH,
+            arms=BY_DEPTH,
             reported_seeds=tuple(range(8)),
         ),
         replace(

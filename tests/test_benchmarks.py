@@ -22,8 +22,9 @@ from rich.console import Console
 from benchmarks import __main__ as program
 from benchmarks import json_lines, records, runner
 from benchmarks.arms import ARMS, Arm, compressor_arm, stablegrad_arm
+from benchmarks.cost.training import ALL
 from benchmarks.demo import tuned_learning_rate
-from benchmarks.experiments import DEMO, EXPERIMENTS, Experiment, tasks
+from benchmarks.experiments import BY_DEPTH, DEMO, EXPERIMENTS, Experiment, tasks
 from benchmarks.history import History, train
 from benchmarks.interrupts import deferred_interrupt
 from benchmarks.peers import (
@@ -454,6 +455,8 @@ def few_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("records")
     for name in PINN:
         runner.run(shortened(EXPERIMENTS[name]), folder, together=9, console=Console(quiet=True))
+    times = {"base": ALL, "backend": "cpu", "ratios": {arm.name: [1.0] * 3 for arm in BY_DEPTH}}
+    json_lines.append(folder / "cost_training.jsonl", times)
     return folder
 
 
@@ -470,8 +473,8 @@ def test_every_experiment_runs_and_its_report_builds(few_steps: Path, tmp_path: 
         assert f"| {arm.label} |" in text
     grid = next(line for line in text.splitlines() if line.startswith("| sgd |"))
     assert grid.count("|") == 4 + 1 + 4
-    for picture in ("pinn_depth.png", "pinn_confirm.png", "pinn_scales.png", "pinn_memory.png"):
-        assert imread(tmp_path / picture).shape[1] > 300
+    for picture in ("depth", "depths", "time", "confirm", "scales", "memory"):
+        assert imread(tmp_path / f"pinn_{picture}.png").shape[1] > 300
 
 
 def recorded(tmp_path: Path, medians: dict[str, list[float]]) -> report.Results:

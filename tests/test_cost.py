@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.cost import arms, records, report, times, tpu, training
+from benchmarks.cost import arms, growth, records, report, times, tpu, training
 from benchmarks.pinn.networks import Network
 from benchmarks.pinn.problems import PROBLEMS
 from benchmarks.pinn.task import PinnTask
@@ -109,6 +109,18 @@ def test_times_of_training_are_ratios_within_a_turn(monkeypatch: pytest.MonkeyPa
     ratios = training.measure({"base": "sgd"}, task)["ratios"]
     assert list(ratios.values()) == [[1 + place] * 3 for place in range(5)]
     assert next(iter(ratios)) == "alone"
+
+
+@pytest.mark.standard_promotion
+@pytest.mark.parametrize("more", [{"leaves": 3}, {"leaves": 1, "layers": 5}])
+def test_growth_is_beside_the_base_optimizer(more: dict[str, int], tmp_path: Path) -> None:
+    for front in ("alone", "stablegrad"):
+        cell = {"backend": "cpu", "arm": front, **more}
+        records.measured("growth", cell, lambda cell=cell: growth.measure(cell), tmp_path)
+    alone, ours = records.read("growth", tmp_path)
+    [*_, row] = report.tables(tmp_path)["growth"].splitlines()
+    assert row.endswith(f"| {ours['instructions'] / alone['instructions']:.2f} |")
+    assert ours["instructions"] > alone["instructions"]
 
 
 @pytest.mark.standard_promotion

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks.cost.arms import WHOLE
 from benchmarks.cost.records import RECORDS, read
+from benchmarks.cost.training import ALL
 from benchmarks.pages import fill, markdown
 
 PAGE = Path("docs/cost.md")
@@ -77,7 +78,9 @@ def ratio_rows(
 ) -> Iterator[list[str]]:
     """Medians and quartiles of the ratios of times."""
     for record in read(kind, folder):
-        cells = []
+        if record["base"] == ALL:  # for benchmarks.pinn.report
+            continue
+        cells: list[str] = []
         for front in _fronts(kind, folder):
             median, low, high = record["ratios"][front]
             cells.append(f"{median:.2f} ({low:.2f}-{high:.2f})")

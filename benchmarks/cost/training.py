@@ -1,6 +1,7 @@
 """Time of a whole training step of the demo's PINN, paired with that of the base optimizer alone.
 
-Every arm makes a few steps of one network in turn; a ratio is taken within each turn.
+Every arm makes a few steps of one network in turn; a ratio is taken within each turn. Another cell
+has the optimizers of the experiment by depth beside Adam, whatever their base.
 """
 
 import time
@@ -13,28 +14,23 @@ import optax
 from benchmarks.arms import ARMS, Arm, stablegrad_arm
 from benchmarks.cost.times import quartiles_beside
 from benchmarks.demo import DEFAULT_TASK
+from benchmarks.experiments import BY_DEPTH
 from benchmarks.pinn.task import PinnTask
 
 STEPS, WARMUP, TURNS = 20, 2, 40
 BASES = ("adam", "sgd")
+ALL = "all"
 
 
 def cells() -> Iterator[dict[str, Any]]:
-    """One for each base optimizer; all arms are measured together."""
-    for base in BASES:
+    """One for each base optimizer, and one for all; the arms of a cell are measured together."""
+    for base in (*BASES, ALL):
         yield {"backend": jax.default_backend(), "base": base, "task": DEFAULT_TASK.describe()}
 
 
 def measure(cell: dict[str, Any], task: PinnTask = DEFAULT_TASK) -> dict[str, Any]:
     """The time of each arm's steps as a ratio to those of the base optimizer alone."""
-    base = cell["base"]
-    arms = {
-        "alone": ARMS[base],
-        "stablegrad": stablegrad_arm(base, decay=0.0, balance=1.0),
-        "stablegrad, delayed": stablegrad_arm(base, decay=0.0, balance=1.0, delayed=True),
-        "clip_by_global_norm": ARMS[f"clip_{base}"],
-        "adaptive_grad_clip": ARMS[f"agc_{base}"],
-    }
+    arms = _arms(cell["base"])
     running = {name: _start(task, arm) for name, arm in arms.items()}
     seconds: dict[str, list[float]] = {name: [] for name in running}
     for turn in range(WARMUP + TURNS):
@@ -47,6 +43,18 @@ def measure(cell: dict[str, Any], task: PinnTask = DEFAULT_TASK) -> dict[str, An
     return {
         "device": jax.devices()[0].device_kind,
         "ratios": quartiles_beside(seconds["alone"], seconds),
+    }
+
+
+def _arms(base: str) -> dict[str, Arm]:
+    if base == ALL:
+        return {"alone": ARMS["adam"], **{arm.name: arm for arm in BY_DEPTH}}
+    return {
+        "alone": ARMS[base],
+        "stablegrad": stablegrad_arm(base, decay=0.0, balance=1.0),
+        "stablegrad, delayed": stablegrad_arm(base, decay=0.0, balance=1.0, delayed=True),
+        "clip_by_global_norm": ARMS[f"clip_{base}"],
+        "adaptive_grad_clip": ARMS[f"agc_{base}"],
     }
 
 

@@ -8,10 +8,13 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
 from benchmarks import json_lines, records
 from benchmarks.arms import SCALINGS, Arm
+from benchmarks.cost import records as cost_records
+from benchmarks.cost.training import ALL
 from benchmarks.experiments import EXPERIMENTS, Experiment
 from benchmarks.pages import fill, markdown
 from benchmarks.records import FOLDER, Record
@@ -101,9 +104,9 @@ def _found(record: Record | None) -> Record:
 
 def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> None:
     """Put the tables into the page, and draw the pictures."""
-    screen, depth, confirm, prediction, networks = (
+    screen, depth, by_depth, confirm, prediction, networks = (
         Results(EXPERIMENTS[f"pinn-{name}"], folder)
-        for name in ("screen", "depth", "confirm", "prediction", "networks")
+        for name in ("screen", "depth", "by-depth", "confirm", "prediction", "networks")
     )
     tables: dict[str, str] = {}
     if screen.tasks:
@@ -111,11 +114,15 @@ def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> No
         for name, scalings in (("peers", PEER_SCALINGS), ("variants", {"compressor"})):
             arms = [arm for arm in screen.experiment.arms if arm.scaling in scalings]
             tables[f"screened {name}"] = errors_table(screen, arms)
-    for results in (depth, confirm, prediction, networks):
+    for results in (depth, by_depth, confirm, prediction, networks):
         name = results.experiment.name.removeprefix("pinn-")
         if results.tasks:
             tables[name] = results_table(results)
             draw_errors(results, images / f"pinn_{name}.png")
+    if by_depth.tasks:
+        draw_depths(by_depth, images / "pinn_depths.png")
+        if (times := step_times(folder)) is not None:
+            draw_time(by_depth, times, images / "pinn_time.png")
     if depth.tasks:
         draw_scales(depth, images / "pinn_scales.png")
         draw_memory(depth, images / "pinn_memory.png")
@@ -229,6 +236,94 @@ def draw_errors(results: Results, path: Path) -> None:
     axes[0, 0].set_yticks(range(len(arms)), [arm.label for arm in arms], fontsize=8)
     for label, arm in zip(axes[0, 0].get_yticklabels(), arms, strict=True):
         label.set_color(_colour(arm))
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+STYLES = {"none": ("#000000", "-"), "clip": ("#0072B2", "-"), "stablegrad": ("#D55E00", "-")}
+
+
+def _style(arm: Arm) -> dict[str, str]:
+    """A colour for each kind of arm; StableGrad's default balance is dashed."""
+    colour, line = STYLES[arm.scaling]
+    return {"color": colour, "linestyle": "--" if dict(arm.numbers).get("balance") == 1 else line}
+
+
+def draw_depths(results: Results, path: Path) -> None:
+    """Median error against depth, with quartiles; rows of problems, columns of base optimizers."""
+    problems, bases = _problems(results), _bases(results)
+    figure, axes = _panels(len(problems), len(bases))
+    for row, tasks in zip(axes, problems.values(), strict=True):
+        depths = [task.describe()["depth"] for task in tasks]
+        for arm in results.experiment.arms:
+            errors = np.minimum([results.errors(task, arm) for task in tasks], 10.0)
+            low, middle, high = np.quantile(errors, [0.25, 0.5, 0.75], axis=1)
+            ax = row[bases.index(arm.base)]
+            ax.plot(depths, middle, marker=".", label=arm.label, **_style(arm))
+            ax.fill_between(depths, low, high, color=_style(arm)["color"], alpha=0.1)
+        for ax in row:
+            ax.axhline(tasks[0].solved_below, color="grey", linewidth=1)
+            ax.set(xscale="log", yscale="log", xlabel="depth", title=_problem(tasks[0]))
+            ax.set_xticks(depths, [str(depth) for depth in depths])
+            ax.minorticks_off()
+        row[0].set_ylabel("median rel. L2 error")
+    _save(figure, axes, path)
+
+
+def step_times(folder: Path) -> dict[str, float] | None:
+    """The time of a training step of each arm beside Adam's, as recorded on a CPU."""
+    record = json_lines.find(cost_records.read("training", folder), {"base": ALL, "backend": "cpu"})
+    return record and {name: median for name, (median, *_) in record["ratios"].items()}
+
+
+def draw_time(results: Results, times: dict[str, float], path: Path) -> None:
+    """Median error over the time of training at the largest depth of each problem."""
+    problems, bases = _problems(results), _bases(results)
+    figure, axes = _panels(len(problems), len(bases))
+    for row, tasks in zip(axes, problems.values(), strict=True):
+        for arm in results.experiment.arms:
+            curve = results.reported(tasks[-1], arm)["error_curve"]
+            steps = np.linspace(0, results.experiment.steps, len(curve) + 1)[1:]
+            ax = row[bases.index(arm.base)]
+            ax.plot(steps * times[arm.name], np.array(curve, float), label=arm.label, **_style(arm))
+        for ax in row:
+            ax.set(yscale="log", xlabel="time, in steps of Adam", title=title(tasks[-1]))
+        row[0].set_ylabel("median rel. L2 error")
+    _save(figure, axes, path)
+
+
+def _problems(results: Results) -> dict[str, list[Task]]:
+    """The tasks of each problem, the shallow ones first."""
+    tasks = sorted(results.tasks, key=lambda task: task.describe()["depth"])
+    return {name: [t for t in tasks if _problem(t) == name] for name in map(_problem, tasks)}
+
+
+def _bases(results: Results) -> list[str]:
+    return list(dict.fromkeys(arm.base for arm in results.experiment.arms))
+
+
+def _problem(task: Task) -> str:
+    return title(task).rpartition(", ")[0]
+
+
+def _panels(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+    return plt.subplots(
+        rows,
+        columns,
+        figsize=(3.6 * columns, 3.4 * rows),
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
+    )
+
+
+def _save(figure: Figure, axes: np.ndarray, path: Path) -> None:
+    """With a legend in the first row, every panel its own."""
+    for ax in axes[0]:
+        ax.legend(fontsize=6)
+    for ax in axes.flat:
+        ax.grid(alpha=0.25)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
