@@ -36,6 +36,16 @@ class Task(Protocol):
         """The error under which a run counts as solved."""
         ...
 
+    @property
+    def unlearned(self) -> float:
+        """The error of a network that learned nothing."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """The task in a few words; what grows with it is last, as in ``"burgers, depth 8"``."""
+        ...
+
     def describe(self) -> dict[str, Any]:
         """What identifies the task in a record."""
         ...

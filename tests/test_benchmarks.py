@@ -37,6 +37,7 @@ from benchmarks.pinn import report
 from benchmarks.pinn.networks import Network
 from benchmarks.pinn.problems import PROBLEMS
 from benchmarks.pinn.task import PinnTask
+from benchmarks.results import Results, learning_rate_width, results_table, state_bytes
 from benchmarks.training import Cell, Training
 from benchmarks.variants import compressor
 
@@ -62,6 +63,8 @@ class Parabola:
     name: str = "parabola"
     stacked = ("hidden",)
     solved_below = 0.1
+    unlearned = 1.0
+    title = "parabola, depth 3"
 
     def describe(self) -> dict[str, Any]:
         return {"problem": self.name}
@@ -467,7 +470,7 @@ def test_every_experiment_runs_and_its_report_builds(few_steps: Path, tmp_path: 
     page.write_text(report.PAGE.read_text())
     report.write(page, tmp_path, few_steps)
     text = page.read_text()
-    results = report.Results(EXPERIMENTS["pinn-depth"], few_steps)
+    results = Results(EXPERIMENTS["pinn-depth"], few_steps)
     assert len(results.tasks) == 1
     for arm in results.experiment.arms:
         assert f"| {arm.label} |" in text
@@ -477,7 +480,7 @@ def test_every_experiment_runs_and_its_report_builds(few_steps: Path, tmp_path: 
         assert imread(tmp_path / f"pinn_{picture}.png").shape[1] > 300
 
 
-def recorded(tmp_path: Path, medians: dict[str, list[float]]) -> report.Results:
+def recorded(tmp_path: Path, medians: dict[str, list[float]]) -> Results:
     """Results on one task with given errors, the same for every seed, of the rates of each arm."""
     experiment = tiny_experiment(
         tasks=tasks("poisson", (2,), points=8, width=4),
@@ -495,7 +498,7 @@ def recorded(tmp_path: Path, medians: dict[str, list[float]]) -> report.Results:
                 "errors": [[e if e < np.inf else None] * len(seeds) for e in rows],
             }
             json_lines.append(records.path_of(experiment, tmp_path), record)
-    return report.Results(experiment, tmp_path)
+    return Results(experiment, tmp_path)
 
 
 def test_ranks_widths_and_states_are_those_of_the_records(tmp_path: Path):
@@ -505,10 +508,10 @@ def test_ranks_widths_and_states_are_those_of_the_records(tmp_path: Path):
     assert ranks == {"adam": 2, "sgd": 1, "clip_sgd": 3}
     assert results.ranks_in_family() == {"adam": 1, "sgd": 1, "clip_sgd": 2}
     assert [arm.name for arm in results.by_rank()] == ["sgd", "adam", "clip_sgd"]
-    assert report.learning_rate_width(results, task, adam) == 2
-    assert report.learning_rate_width(results, task, sgd) == 1
-    assert report.state_bytes(task, adam) > 1.9 * report.state_bytes(task, sgd)
-    assert "0.2 (0.2-0.2), 0%, 2" in report.results_table(results)
+    assert learning_rate_width(results, task, adam) == 2
+    assert learning_rate_width(results, task, sgd) == 1
+    assert state_bytes(task, adam) > 1.9 * state_bytes(task, sgd)
+    assert "0.2 (0.2-0.2), 0%, 2" in results_table(results)
 
 
 def test_runs_that_learned_nothing_share_a_rank_and_have_no_width(tmp_path: Path):
@@ -516,7 +519,7 @@ def test_runs_that_learned_nothing_share_a_rank_and_have_no_width(tmp_path: Path
     ranks = results.mean_ranks(results.experiment.arms)
     assert ranks == {"adam": 2.5, "sgd": 2.5, "clip_sgd": 1}
     task, (adam, sgd, clip) = results.tasks[0], results.experiment.arms
-    widths = [report.learning_rate_width(results, task, arm) for arm in (adam, sgd, clip)]
+    widths = [learning_rate_width(results, task, arm) for arm in (adam, sgd, clip)]
     assert widths == [0, 0, 1]
 
 
@@ -524,7 +527,7 @@ def test_a_task_is_reported_once_every_arm_is_recorded(tmp_path: Path):
     results = recorded(tmp_path, {"adam": [0.3, 0.2], "sgd": [0.8, 0.1]})
     lines = records.path_of(results.experiment, tmp_path)
     lines.write_text("".join(lines.read_text().splitlines(keepends=True)[:-1]))
-    assert report.Results(results.experiment, tmp_path).tasks == []
+    assert Results(results.experiment, tmp_path).tasks == []
 
 
 # The command line.

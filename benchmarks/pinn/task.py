@@ -38,6 +38,8 @@ class PinnTask:
 
     stacked = ("hidden",)
     """The parts of the parameters whose leaves are stacked layers."""
+    unlearned = 1.0
+    """The error of u = 0."""
 
     def __post_init__(self) -> None:
         if self.boundary not in BOUNDARIES or self.prediction not in PREDICTIONS:
@@ -50,6 +52,19 @@ class PinnTask:
     def solved_below(self) -> float:
         """The error under which a run counts as solved."""
         return self.problem.solved_below
+
+    @property
+    def title(self) -> str:
+        """The task in a few words."""
+        usual = {
+            f"{self.boundary} boundary": self.boundary == "exact",
+            self.network.activation: self.network.activation == "tanh",
+            f"{self.network.initialization} initialization": self.network.initialization
+            == "glorot",
+            f"{self.prediction} prediction": self.prediction == "residual",
+        }
+        unusual = [text for text, is_usual in usual.items() if not is_usual]
+        return ", ".join([self.problem.name, *unusual, f"depth {self.network.depth}"])
 
     def describe(self) -> dict[str, Any]:
         """What identifies the task in a record."""
