@@ -31,9 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print(f"{experiment.name:<16} {recorded:>5} of {wanted:<5} {experiment.about}")
         return 0
     if options.command == "report":
-        from benchmarks.pinn import report
+        from benchmarks.normfree import report as normfree
+        from benchmarks.pinn import report as pinn
 
-        report.write(folder=options.records)
+        pinn.write(folder=options.records)
+        normfree.write(folder=options.records)
         return 0
     deadline = time.monotonic() + 60 * options.minutes
     with deferred_interrupt() as check_interrupt:

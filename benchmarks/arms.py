@@ -30,6 +30,7 @@ BASES: dict[str, Callable[[Rate, Stacked], optax.GradientTransformation]] = {
     # gradient scale of about 1 is worth for that reason alone.
     "adam_eps": _elementwise(partial(optax.adam, eps=1e-16)),
     "adamw": _elementwise(optax.adamw),
+    "adamw_eps": _elementwise(partial(optax.adamw, eps=1e-16)),
     "sgd": _elementwise(partial(optax.sgd, momentum=0.9)),
     "lamb": _by_layer(optax.lamb),
     "novograd": _by_layer(optax.novograd),
@@ -42,6 +43,7 @@ _LABELS = {
     "adam": "Adam",
     "adam_eps": "Adam, eps 1e-16",
     "adamw": "AdamW",
+    "adamw_eps": "AdamW, eps 1e-16",
     "sgd": "SGD",
     "lamb": "LAMB",
     "novograd": "NovoGrad",
@@ -171,26 +173,37 @@ def _first_rate(base: str, scaling: str = "none") -> float:
     lowest = {"stablegrad": 1e-6, "compressor": 1e-6, "z_normalized": 1e-6, "none": 1e-6}
     if base == "sgd":
         return lowest.get(scaling, 1e-3 if scaling == "clip" else 1e-4)
-    return 1e-5 if base in ("adam", "adam_eps", "adamw") else 1e-4
+    return 1e-5 if base.startswith("adam") else 1e-4
 
 
-def _peers() -> list[Arm]:
-    alone = [Arm(base, _LABELS[base], base, first_rate=_first_rate(base)) for base in BASES]
-    pairs = [(scaling, base) for scaling in _PEERS for base in ("adam", "sgd")]
-    return alone + [
+def _alone(base: str) -> Arm:
+    return Arm(base, _LABELS[base], base, first_rate=_first_rate(base))
+
+
+def _peers_of(base: str) -> list[Arm]:
+    """What may stand in front of a base optimizer in place of StableGrad."""
+    return [
         Arm(
             f"{scaling}_{base}",
-            f"{_PEERS[scaling]} + {_LABELS[base]}",
+            f"{label} + {_LABELS[base]}",
             base,
             scaling,
             first_rate=_first_rate(base, scaling),
         )
-        for scaling, base in [*pairs, ("clip", "muon")]
+        for scaling, label in _PEERS.items()
     ]
 
 
-PEERS = _peers()
-"""All arms without StableGrad."""
+PEERS = [
+    *map(_alone, ("adam", "adam_eps", "adamw", "sgd", "lamb", "novograd", "muon")),
+    *_peers_of("adam"),
+    *_peers_of("sgd"),
+    *(arm for arm in _peers_of("muon") if arm.scaling == "clip"),
+]
+"""All arms without StableGrad that the PINNs are trained with."""
+
+ADAMW_PEERS = [_alone("adamw"), _alone("adamw_eps"), *_peers_of("adamw")]
+"""AdamW, and what may stand in front of it in place of StableGrad."""
 
 
 def _recommended(base: str) -> Arm:
@@ -203,6 +216,6 @@ def _recommended(base: str) -> Arm:
 
 
 ARMS: dict[str, Arm] = {
-    arm.name: arm for arm in (*PEERS, *map(_recommended, ("adam", "sgd", "muon")))
+    arm.name: arm for arm in (*PEERS, *ADAMW_PEERS, *map(_recommended, ("adam", "sgd", "muon")))
 }
 """The named arms."""

@@ -6,7 +6,9 @@ from itertools import product
 
 import numpy as np
 
-from benchmarks.arms import ARMS, PEERS, Arm, compressor_arm, stablegrad_arm
+from benchmarks.arms import ADAMW_PEERS, ARMS, PEERS, Arm, compressor_arm, stablegrad_arm
+from benchmarks.normfree.networks import DeepNetwork
+from benchmarks.normfree.task import ClassificationTask
 from benchmarks.pinn.networks import Network
 from benchmarks.pinn.problems import PROBLEMS
 from benchmarks.pinn.task import PREDICTIONS, PinnTask
@@ -175,6 +177,50 @@ _DEPTH = Experiment(
     reported_seeds=tuple(range(16)),
 )
 
+
+def _for_classifiers(arm: Arm) -> Arm:
+    """The arm with a sweep that starts higher with SGD: a few hundred steps have to do."""
+    if arm.base != "sgd":
+        return arm
+    if ("reference", "prediction") in arm.options or arm.scaling == "agc":
+        return replace(arm, first_rate=1e-3)
+    is_unit = arm.scaling in ("stablegrad", "z_normalized")
+    return replace(arm, first_rate=1e-5) if is_unit else arm
+
+
+_NORMFREE_ARMS = tuple(
+    _for_classifiers(arm)
+    for arm in (
+        *ADAMW_PEERS,
+        *(arm for arm in PEERS if arm.base in ("sgd", "lamb", "novograd", "muon")),
+        *(
+            stablegrad_arm(base, reference, decay=0.0, balance=balance)
+            for base, reference in [
+                *(("adamw", 1.0), ("sgd", 1.0), ("sgd", "prediction"), ("muon", 1.0))
+            ]
+            for balance in (0.0, 0.5, 1.0)
+        ),
+    )
+)
+
+NORMFREE = Experiment(
+    "normfree-depth",
+    "which optimizer trains deep classifiers without normalization",
+    tuple(
+        ClassificationTask("digits", DeepNetwork(depth, shape=shape))
+        for shape, depth in (
+            *(("residual", 50), ("plain", 50), ("residual", 150)),
+            *(("plain", 20), ("residual", 300), ("plain", 150)),
+        )
+    ),
+    _NORMFREE_ARMS,
+    steps=600,
+    num_rates=8,
+    rates_per_decade=2,
+    tuning_seeds=(100, 101),
+    reported_seeds=tuple(range(5)),
+)
+
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
@@ -243,5 +289,6 @@ EXPERIMENTS: dict[str, Experiment] = {
             arms=_TO_CONFIRM,
             steps=2000,
         ),
+        NORMFREE,
     )
 }

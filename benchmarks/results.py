@@ -20,7 +20,7 @@ from benchmarks.training import Cell, Task, Training
 NEAR, LEARNED = 1.5, 0.9
 """A learning rate works if its error is within the first factor of that of the best one, and within
 the second of that of a network that learned nothing."""
-FAMILIES = {"adam_eps": "adam", "adamw": "adam"}
+FAMILIES = {"adam_eps": "adam", "adamw": "adam", "adamw_eps": "adam"}
 """Base optimizers that are compared with those of another name."""
 
 

@@ -49,8 +49,12 @@ def activation_gain(fn: Activation) -> float:
     if not callable(fn):
         raise TypeError(f"activation_gain: fn must be a function such as jnp.tanh, got {fn!r}.")
     nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
-    with jax.ensure_compile_time_eval():  # a number also when called under jit, as in a jitted init
-        values = np.asarray(fn(jnp.asarray(nodes, jnp.result_type(float))), np.float64)
+    points = nodes.astype(jnp.result_type(float))
+    try:  # compiled apart, so that it is a number also under jit and vmap, as in a stacked init
+        values = jax.jit(fn).lower(points).compile()(points)
+    except jax.errors.TracerArrayConversionError:
+        values = fn(points)  # NumPy's own
+    values = np.asarray(values, np.float64)
     if values.shape != nodes.shape:
         raise ValueError(
             f"activation_gain: fn must be elementwise, but takes shape {nodes.shape} to "

@@ -45,14 +45,17 @@ def test_gain_of_a_numpy_function_and_of_a_kinked_one() -> None:
     assert activation_gain(lambda z: jnp.where(z > 0, z, 0.1 * z)) == pytest.approx(leaky, rel=1e-4)
 
 
-def test_gain_can_be_asked_inside_a_compiled_init() -> None:
-    @jax.jit
+@pytest.mark.parametrize("fn", [jnp.tanh, jax.nn.relu])  # relu is compiled, with its own derivative
+@pytest.mark.parametrize("transform", [jax.jit, jax.vmap])
+def test_gain_can_be_asked_inside_a_compiled_or_stacked_init(transform: Any, fn: Any) -> None:
     def init(key: jax.Array) -> jax.Array:
-        assert type(activation_gain(jnp.tanh)) is float
-        return activation_aware(jnp.tanh)(key, (4, 3), jnp.float32)
+        assert type(activation_gain(fn)) is float
+        return activation_aware(fn)(key, (4, 3), jnp.float32)
 
-    key = jax.random.key(0)
-    np.testing.assert_allclose(init(key), activation_aware(jnp.tanh)(key, (4, 3)), rtol=1e-6)
+    keys = jax.random.split(jax.random.key(0), 2)
+    one_by_one = [activation_aware(fn)(key, (4, 3)) for key in keys]
+    got = transform(init)(keys) if transform is jax.vmap else [transform(init)(k) for k in keys]
+    np.testing.assert_allclose(np.stack(got), np.stack(one_by_one), rtol=1e-6)
 
 
 BAD: list[Any] = [jnp.zeros_like, lambda z: z * jnp.nan, lambda z: jnp.full_like(z, jnp.inf)]

@@ -1,0 +1,1 @@
+"""Deep networks whose normalization layers were left out, and nothing else."""

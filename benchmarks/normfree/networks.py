@@ -1,0 +1,89 @@
+"""Fully connected networks of any depth, plain or residual, without normalization."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from stablegrad_optax import activation_aware
+
+Params = dict[str, dict[str, jax.Array]]
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": jax.nn.relu,
+    "gelu": jax.nn.gelu,
+}
+INITIALIZATIONS = ("lecun", "activation_aware")
+SHAPES = ("plain", "residual")
+
+
+@dataclass(frozen=True)
+class DeepNetwork:
+    r"""``depth`` hidden layers, of which all but the first may be residual, and a linear output.
+
+    .. math:: h' = f(W h + b) \quad\text{or}\quad h' = h + f(W h + b)
+
+    The hidden layers after the first are stacked, as those of ``benchmarks.pinn.networks`` are.
+
+    Attributes:
+        depth: Number of hidden layers, at least 2.
+        width: Units of a hidden layer.
+        shape: ``"plain"`` or ``"residual"``.
+        activation: Name of f, one of ``ACTIVATIONS``.
+        initialization: Of the kernels: ``"lecun"`` (normal, Flax's default) or
+            ``"activation_aware"``. Biases start at zero.
+    """
+
+    depth: int
+    width: int = 32
+    shape: str = "residual"
+    activation: str = "relu"
+    initialization: str = "lecun"
+
+    def __post_init__(self) -> None:
+        for given, known in (
+            (self.shape, SHAPES),
+            (self.activation, ACTIVATIONS),
+            (self.initialization, INITIALIZATIONS),
+        ):
+            if given not in known:
+                raise ValueError(f"no network has {given!r}: choose of {tuple(known)}")
+
+    def init(self, key: jax.Array, inputs: int, outputs: int) -> Params:
+        """Parameters under ``first``, ``hidden`` (stacked) and ``last``."""
+        initializer: Any = (
+            jax.nn.initializers.lecun_normal()
+            if self.initialization == "lecun"
+            else activation_aware(ACTIVATIONS[self.activation])
+        )
+
+        def layer(index: int | jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
+            kernel = initializer(jax.random.fold_in(key, index), (inputs, outputs), jnp.float32)
+            return {"kernel": kernel, "bias": jnp.zeros(outputs)}
+
+        return {
+            "first": layer(0, inputs, self.width),
+            "hidden": jax.vmap(lambda index: layer(index, self.width, self.width))(
+                jnp.arange(1, self.depth)
+            ),
+            "last": layer(self.depth, self.width, outputs),
+        }
+
+    def apply(self, params: Params, inputs: jax.Array) -> jax.Array:
+        """The outputs, [n, outputs], for [n, inputs]."""
+        activation = ACTIVATIONS[self.activation]
+
+        def block(values: jax.Array, layer: dict[str, jax.Array]) -> tuple[jax.Array, None]:
+            change = activation(_affine(layer, values))
+            return (values + change if self.shape == "residual" else change), None
+
+        hidden, _ = jax.lax.scan(
+            block, activation(_affine(params["first"], inputs)), params["hidden"]
+        )
+        return _affine(params["last"], hidden)
+
+
+def _affine(layer: dict[str, jax.Array], values: jax.Array) -> jax.Array:
+    return values @ layer["kernel"] + layer["bias"]
