@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Activation = Callable[[jax.Array], jax.Array]
+Activation = Callable[[Any], Any]  # of an array; NumPy's functions will do
 
 # Even, so that the nodes lie symmetric around 0 with none on it, and the halves of a function with
 # a kink at 0 (relu, leaky relu, elu) are each integrated as the smooth functions they are.
@@ -51,7 +51,7 @@ def activation_gain(fn: Activation) -> float:
     nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
     points = nodes.astype(jnp.result_type(float))
     try:  # compiled apart, so that it is a number also under jit and vmap, as in a stacked init
-        values = jax.jit(fn).lower(points).compile()(points)
+        values = jax.jit(lambda z: fn(z)).lower(points).compile()(points)
     except jax.errors.TracerArrayConversionError:
         values = fn(points)  # NumPy's own
     values = np.asarray(values, np.float64)
