@@ -142,7 +142,7 @@ def draw(path: Path, folder: Path) -> None:
     bars = axes.barh([n.replace("alone", "adam alone") for n in names], ratios, color=colors)
     axes.bar_label(bars, fmt="%.3f", padding=3)
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("bytes from and to HBM in a later step, beside optax.adam alone (TPU v5p)")
+    axes.set_xlabel("HBM traffic of a later step beside optax.adam, TPU v5p")
     axes.set_xlim(0, max(ratios) * 1.12)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
