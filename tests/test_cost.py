@@ -23,14 +23,20 @@ HloModule step
 }
 
 %branch (p: (f32[8,8])) -> f32[] {
-  %inside = f32[] fusion(%p), calls=%sums
+  %p = (f32[8,8]{1,0}) parameter(0)
+  %g.2 = f32[8,8]{1,0} get-tuple-element(%p), index=0
+  %inside = f32[] fusion(%g.2), calls=%sums
+}
+
+%other (p: (f32[8,8])) -> f32[] {
+  %zero = f32[] constant(0)
 }
 
 ENTRY %main (p.1: f32[8,8], g.1: f32[8,8]) -> f32[8,8] {
   %p.1 = f32[8,8]{1,0} parameter(0)
   %g.1 = f32[8,8]{1,0} parameter(1)
   %operands = (f32[8,8]) tuple(%g.1)
-  %first = f32[] conditional(%c, %operands, %operands)
+  %first = f32[] conditional(%c, %operands, %operands), branch_computations={%other, %branch}
   %both = (f32[], f32[], f32[8,8]{1,0}) fusion(%g.1), kind=kOutput, calls=%sums
   %reduced = (f32[3]{0}, f32[2]{0}) all-reduce(%a, %b), to_apply=%add
   ROOT %new = f32[8,8]{1,0} fusion(%p.1, %g.1), kind=kLoop, calls=%other
@@ -49,8 +55,8 @@ def test_sums_and_reductions_are_found() -> None:
     assert tpu.all_reduces(MODULE) == {"all_reduces": 1, "all_reduced_numbers": 5}
 
 
-def test_traffic_is_that_of_hbm_once_and_without_branches() -> None:
-    assert tpu.hbm_bytes(MODULE) == 5 * 256 + 2 * 4 + (3 + 2) * 4
+def test_traffic_is_that_of_hbm_once_and_of_the_largest_branch() -> None:
+    assert tpu.hbm_bytes(MODULE) == (256 + 4) + 5 * 256 + 2 * 4 + (3 + 2) * 4
     prefetched = MODULE.replace(
         "  ROOT %new = f32[8,8]{1,0} fusion(%p.1, %g.1)",
         """\

@@ -138,19 +138,24 @@ def passes(text: str, num_gradients: int) -> int:
 
 
 BYTES = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "pred": 1}
-NO_TRAFFIC = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "conditional"}
+NO_TRAFFIC = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
 
 
 def hbm_bytes(text: str) -> int:
     """Bytes that the operations of the entry computation read from HBM and write to it.
 
     Operands and results are counted whole, as the compiler's own count does, but for those in the
-    chip's own memories, ``S(1)`` and the like in their layouts. Branches are not counted.
+    chip's own memories, ``S(1)`` and the like in their layouts. Of the branches of a conditional
+    the one with most traffic counts.
     """
+    return _hbm_bytes(text, entry_of(text))
+
+
+def _hbm_bytes(text: str, computation: str) -> int:
     in_hbm: dict[str, int] = {}
     total = 0
-    operations = r"%(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(?:,|$)"
-    for name, result, operation, operands in re.findall(operations, entry_of(text), re.MULTILINE):
+    operations = r"%(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(.*)"
+    for name, result, operation, operands, rest in re.findall(operations, computation):
         arrays = [
             (BYTES[dtype] * math.prod(int(n) for n in shape.split(",") if n), "S(" not in layout)
             for dtype, shape, layout in re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", result)
@@ -159,7 +164,10 @@ def hbm_bytes(text: str) -> int:
         in_hbm[name] = sum(size for size, is_in_hbm in arrays if is_in_hbm)
         if operation in NO_TRAFFIC or operation.endswith("-done"):
             continue
-        if operation in ("copy-start", "slice-start"):
+        if operation == "conditional":
+            branches = re.findall(r"%([\w.\-]+)", rest.partition("computation")[2].split("}")[0])
+            total += max(_hbm_bytes(text, _body(text, branch)) for branch in branches)
+        elif operation in ("copy-start", "slice-start"):
             # The result names both ends, of which a slice is the smaller one.
             (one, is_in_hbm), (other, other_is_in_hbm), *_ = arrays
             total += min(one, other) * (is_in_hbm + other_is_in_hbm)
@@ -169,11 +177,14 @@ def hbm_bytes(text: str) -> int:
     return total
 
 
+def _body(text: str, name: str) -> str:
+    return text[text.index(f"\n%{name} ") + 1 :].partition("\n}")[0].partition("\n")[2]
+
+
 def sums_on_matmuls(text: str) -> int:
     """The operations of the entry computation that are a matrix product and its sums in one."""
     named = re.findall(r"= \((?:f32\[\]\S* )+.* fusion\(.*calls=%([\w.\-]+)", entry_of(text))
-    bodies = [text[text.index(f"\n%{name} ") :].partition("\n}")[0] for name in named]
-    return sum(" convolution(" in body for body in bodies)
+    return sum(" convolution(" in _body(text, name) for name in named)
 
 
 def all_reduces(text: str) -> dict[str, int]:
