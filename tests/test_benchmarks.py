@@ -27,6 +27,7 @@ from benchmarks.demo import tuned_learning_rate
 from benchmarks.experiments import BY_DEPTH, DEMO, EXPERIMENTS, Experiment, tasks
 from benchmarks.history import History, train
 from benchmarks.interrupts import deferred_interrupt
+from benchmarks.normfree import report as normfree_report
 from benchmarks.peers import (
     block_normalized,
     gradient_stabilizer,
@@ -441,7 +442,8 @@ def shortened(experiment: Experiment) -> Experiment:
     kinds = {arm.scaling: arm for arm in experiment.arms if arm.base == "sgd"}
     arms = [kinds[scaling] for scaling in ("none", "clip", "stablegrad") if scaling in kinds]
     task = experiment.tasks[0]
-    small = replace(task, network=replace(task.network, depth=2, width=4), points=8)
+    size = "points" if isinstance(task, PinnTask) else "batch"
+    small = replace(task, network=replace(task.network, depth=2, width=4), **{size: 8})
     # A row of the table of settings has all decays.
     row = [arm for arm in experiment.arms if arm.program == arms[-1].program]
     row = [arm for arm in row if dict(arm.numbers)["balance"] == dict(row[0].numbers)["balance"]]
@@ -449,14 +451,14 @@ def shortened(experiment: Experiment) -> Experiment:
     return replace(experiment, arms=(*adam, *arms[:-1], *row), tasks=(small,), steps=2)
 
 
-PINN = [name for name in EXPERIMENTS if name.startswith("pinn-")]
+REPORTED = [name for name in EXPERIMENTS if name != "demo"]
 
 
 @pytest.fixture(scope="module")
 def few_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Records of every experiment, run for a few steps."""
     folder = tmp_path_factory.mktemp("records")
-    for name in PINN:
+    for name in REPORTED:
         runner.run(shortened(EXPERIMENTS[name]), folder, together=9, console=Console(quiet=True))
     times = {"base": ALL, "backend": "cpu", "ratios": {arm.name: [1.0] * 3 for arm in BY_DEPTH}}
     json_lines.append(folder / "cost_training.jsonl", times)
@@ -464,12 +466,14 @@ def few_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_experiment_runs_and_its_report_builds(few_steps: Path, tmp_path: Path, monkeypatch):
-    for name in PINN:
+    for name in REPORTED:
         monkeypatch.setitem(EXPERIMENTS, name, shortened(EXPERIMENTS[name]))
-    page = tmp_path / "pinn.md"
-    page.write_text(report.PAGE.read_text())
-    report.write(page, tmp_path, few_steps)
-    text = page.read_text()
+    monkeypatch.setattr(normfree_report, "NORMFREE", EXPERIMENTS["normfree-depth"])
+    for module in (report, normfree_report):
+        page = tmp_path / module.PAGE.name
+        page.write_text(module.PAGE.read_text())
+        module.write(page, tmp_path, few_steps)
+    text = (tmp_path / "pinn.md").read_text()
     results = Results(EXPERIMENTS["pinn-depth"], few_steps)
     assert len(results.tasks) == 1
     for arm in results.experiment.arms:
@@ -478,6 +482,9 @@ def test_every_experiment_runs_and_its_report_builds(few_steps: Path, tmp_path: 
     assert grid.count("|") == 4 + 1 + 4
     for picture in ("depth", "depths", "time", "confirm", "scales", "memory"):
         assert imread(tmp_path / f"pinn_{picture}.png").shape[1] > 300
+    assert "digits, residual relu, depth 2 |" in (tmp_path / "normfree.md").read_text()
+    for picture in ("residual", "residual_scales"):
+        assert imread(tmp_path / f"normfree_{picture}.png").shape[1] > 300
 
 
 def recorded(tmp_path: Path, medians: dict[str, list[float]]) -> Results:

@@ -52,6 +52,7 @@ def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> No
         name = results.experiment.name.removeprefix("pinn-")
         if results.tasks:
             tables[name] = results_table(results)
+        if results.tasks and results is not by_depth:
             draw_errors(results, images / f"pinn_{name}.png")
     if by_depth.tasks:
         draw_depths(by_depth, images / "pinn_depths.png")
