@@ -240,7 +240,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             _DEPTH,
             name="pinn-by-depth",
             about="how the error grows with depth",
-            tasks=tasks("burgers poisson-soft", (8, 4, 16, 32, 64)),
+            tasks=tasks("burgers poisson-soft", (4, 8, 16, 32, 64)),
             arms=BY_DEPTH,
             reported_seeds=tuple(range(8)),
         ),
