@@ -6,9 +6,11 @@ the sum in one of them neither overflows nor misses what underflows (after J. L.
 Fortran program to find the Euclidean norm of a vector*, ACM TOMS 1978; E. Anderson, *Algorithm 978:
 Safe scaling in the level 1 BLAS*, ACM TOMS 2017, who add each entry to one of three sums). Entries
 are added up twice, for their mean. That is one read of the gradient, without a branch or a select;
-all that follows is arithmetic on one vector with an entry for each layer.
+all that follows is arithmetic on one vector with an entry for each layer. On a CPU, where each sum is
+a read, plain sums come first, and these five only where one of the plain ones has left its range.
 """
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,16 +26,17 @@ PyTree = Any
 
 def layer_statistic(tree: PyTree, layout: Layout) -> jax.Array:
     """Std or RMS of each layer, [num_layers]; NaN for a layer with an entry that is not finite."""
-    dtype, has_complex = statistic_dtype(tree), _has_complex(tree)
-    sums = [
-        _sums(values, leaf.reduce, dtype, has_complex)
+    scaled = [
+        (values, leaf.reduce)
         for values, leaf in zip(jax.tree.leaves(tree), layout.leaves, strict=True)
         if leaf is not None
     ]
-    if not sums:
+    dtype = statistic_dtype(tree)
+    if not scaled:
         return jnp.zeros(0, dtype)
-    of_layers = [jnp.concatenate(list(map(_replicated, one))) for one in zip(*sums, strict=True)]
-    return _from_sums(of_layers, layout.entries, layout.centered)
+    leaves, reduce = zip(*scaled, strict=True)
+    sums = _sums_of_layers(leaves, reduce, dtype, _has_complex(tree))
+    return _from_sums(sums, layout.entries, layout.centered)
 
 
 def population_statistic(tree: PyTree) -> jax.Array:
@@ -113,6 +116,77 @@ def _sums(
         squares = [x + y * y for x, y in zip(squares, roots_of_squares(imaginary), strict=True)]
         entries += in_two_units(imaginary)
     return [jnp.sum(term, axis=reduce).ravel() for term in squares + entries]
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))  # or every call outside of jit would be compiled anew
+def _sums_of_layers(
+    leaves: tuple[jax.Array, ...],
+    reduce: tuple[tuple[int, ...], ...],
+    dtype: jnp.dtype,
+    has_complex: bool,
+) -> list[jax.Array]:
+    """The sums of all layers, float[num_layers] each; on a CPU in the way that is fast there."""
+    return jax.lax.platform_dependent(
+        leaves,
+        cpu=partial(_middle_first, reduce=reduce, dtype=dtype, has_complex=has_complex),
+        default=partial(_all_sums, reduce=reduce, dtype=dtype, has_complex=has_complex),
+    )
+
+
+def _all_sums(
+    leaves: tuple[jax.Array, ...],
+    reduce: tuple[tuple[int, ...], ...],
+    dtype: jnp.dtype,
+    has_complex: bool,
+) -> list[jax.Array]:
+    return _joined(
+        _sums(leaf, axes, dtype, has_complex) for leaf, axes in zip(leaves, reduce, strict=True)
+    )
+
+
+def _middle_first(
+    leaves: tuple[jax.Array, ...],
+    reduce: tuple[tuple[int, ...], ...],
+    dtype: jnp.dtype,
+    has_complex: bool,
+) -> list[jax.Array]:
+    """The same, but where plain squares do for every layer, nothing else is added up.
+
+    XLA:CPU makes a pass of every sum, and vectorizes plain ones best. A constant that XLA folds
+    into the square can make it infinite, NaN or 0, never finite and wrong.
+    """
+    windows = _Windows.of(dtype)
+    middle, *entry_sums = _joined(
+        _plain_sums(leaf, axes, dtype, has_complex)
+        for leaf, axes in zip(leaves, reduce, strict=True)
+    )
+    none = jnp.zeros_like(middle)
+
+    def of_middle() -> list[jax.Array]:
+        of_entries = [part for total in entry_sums for part in (none, total * windows.shift)]
+        return [none, middle, none, *of_entries]
+
+    return jax.lax.cond(
+        jnp.all((middle >= windows.enough) & (middle <= windows.limit**2)),
+        of_middle,
+        lambda: _all_sums(leaves, reduce, dtype, has_complex),
+    )
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _plain_sums(
+    values: jax.Array, reduce: tuple[int, ...], dtype: jnp.dtype, has_complex: bool
+) -> list[jax.Array]:
+    """The sum of squares, and of the entries, of the real and the imaginary parts."""
+    parts = [jnp.real(values), jnp.imag(values)] if has_complex else [jnp.real(values)]
+    parts = [part.astype(dtype) for part in parts]
+    squares = sum(part * part for part in parts)
+    return [jnp.sum(term, axis=reduce).ravel() for term in (squares, *parts)]
+
+
+def _joined(sums: Iterable[list[jax.Array]]) -> list[jax.Array]:
+    """Each sum of all leaves as one vector."""
+    return [jnp.concatenate(list(map(_replicated, one))) for one in zip(*sums, strict=True)]
 
 
 def _replicated(x: jax.Array) -> jax.Array:

@@ -69,6 +69,29 @@ def expected_rows(entries: np.ndarray) -> np.ndarray:
     return np.stack([rms, np.where(constant, rms, std)])
 
 
+# --- Plain sums and windows ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.complex64])
+def test_plain_sums_and_windows_agree_where_both_hold(dtype: Any) -> None:
+    """On a CPU one layer beyond the range of plain squares takes all of them to the windows."""
+    rng = np.random.default_rng(0)
+    entries = jnp.asarray(3 + rng.normal(size=(64, 32)), dtype)
+    if dtype == jnp.complex64:
+        entries *= jnp.exp(1j * rng.uniform(size=(64, 32))).astype(dtype)
+    tx = stablegrad(decay=0.0)
+
+    @jax.jit
+    def scale(entries: jax.Array, other: float) -> jax.Array:
+        grads = {"entries": entries, "other": jnp.full(7, other)}
+        return tx.update(grads, tx.init(grads))[1].grad_scale[0]
+
+    for power in range(-30, 40, 2):
+        moved = entries * jnp.asarray(2.0**power, dtype)
+        plain, windows = scale(moved, 2.0**power), scale(moved, 2.0**-90)
+        np.testing.assert_allclose(plain, windows, rtol=1e-5)
+
+
 # --- Range ---------------------------------------------------------------------------------
 
 
