@@ -6,8 +6,8 @@ the sum in one of them neither overflows nor misses what underflows (after J. L.
 Fortran program to find the Euclidean norm of a vector*, ACM TOMS 1978; E. Anderson, *Algorithm 978:
 Safe scaling in the level 1 BLAS*, ACM TOMS 2017, who add each entry to one of three sums). Entries
 are added up twice, for their mean. That is one read of the gradient, without a branch or a select;
-all that follows is arithmetic on one vector with an entry for each layer. On a CPU, where each sum is
-a read, plain sums come first, and these five only where one of the plain ones has left its range.
+all that follows is arithmetic on one vector with an entry for each layer. On a CPU, where each sum
+is a read, plain sums come first, and these five only where a plain one has left its range.
 """
 
 from collections.abc import Iterable
@@ -152,8 +152,7 @@ def _middle_first(
 ) -> list[jax.Array]:
     """The same, but where plain squares do for every layer, nothing else is added up.
 
-    XLA:CPU makes a pass of every sum, and vectorizes plain ones best. A constant that XLA folds
-    into the square can make it infinite, NaN or 0, never finite and wrong.
+    XLA:CPU makes a pass of every sum, and vectorizes plain ones best.
     """
     windows = _Windows.of(dtype)
     middle, *entry_sums = _joined(
@@ -180,7 +179,8 @@ def _plain_sums(
     """The sum of squares, and of the entries, of the real and the imaginary parts."""
     parts = [jnp.real(values), jnp.imag(values)] if has_complex else [jnp.real(values)]
     parts = [part.astype(dtype) for part in parts]
-    squares = sum(part * part for part in parts)
+    sizes = map(jnp.abs, parts)  # through which no constant is folded
+    squares = sum(size * size for size in sizes)
     return [jnp.sum(term, axis=reduce).ravel() for term in (squares, *parts)]
 
 

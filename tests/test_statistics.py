@@ -459,6 +459,21 @@ def test_an_infinity_that_a_constant_makes_in_the_same_program_is_seen(factor: f
         np.testing.assert_array_equal(new.grad_scale, state.grad_scale)
 
 
+@pytest.mark.parametrize("constant", [1e-36, 1e-19, 1e19, 1e36])
+@pytest.mark.parametrize("mean", [0.0, 5.0])
+def test_a_constant_in_the_same_program_is_not_squared_apart(constant: float, mean: float) -> None:
+    entries = mean + np.random.default_rng(0).normal(size=(100, 100))
+    small = (entries / constant).astype(np.float32)  # of which squares vanish or overflow
+    tx = stablegrad(decay=0.0)
+
+    @jax.jit
+    def scale(small: jax.Array) -> jax.Array:
+        grads = {"w": small * constant}
+        return tx.update(grads, tx.init(grads))[1].grad_scale[0]
+
+    assert float(scale(small)) == pytest.approx(np.std(entries), rel=1e-4)
+
+
 def test_a_mean_that_a_constant_makes_in_the_same_program_is_seen() -> None:
     entries = np.random.default_rng(0).normal(1, 0.1, (1024, 256)) * 2.0**126
     entries, factor = entries.astype(np.float32).ravel(), np.float32(2.0**-87)

@@ -98,6 +98,36 @@ MUTATIONS = [
         "squares of too large entries", "statistics", "(84, 48, -72, 40)", "(84, 70, -28, 40)"
     ),
     Mutation(
+        "plain sums of squares that vanish",
+        "statistics",
+        "(middle >= windows.enough) & (middle <= windows.limit**2)",
+        "middle <= windows.limit**2",
+    ),
+    Mutation(
+        "plain sums of squares that overflow",
+        "statistics",
+        "(middle >= windows.enough) & (middle <= windows.limit**2)",
+        "middle >= windows.enough",
+    ),
+    Mutation(
+        "plain sums if one layer has them",
+        "statistics",
+        "jnp.all((middle >= windows.enough)",
+        "jnp.any((middle >= windows.enough)",
+    ),
+    Mutation(
+        "entries of plain sums in another unit",
+        "statistics",
+        "(none, total * windows.shift)",
+        "(none, total)",
+    ),
+    Mutation(
+        "a constant is folded into plain squares",
+        "statistics",
+        "map(jnp.abs, parts)",
+        "iter(parts)",
+    ),
+    Mutation(
         "an infinity made by a constant is folded away",
         "statistics",
         "jnp.maximum(jnp.abs(x) * (1 / unit), 1 / unit)",
