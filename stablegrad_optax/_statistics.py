@@ -10,7 +10,7 @@ all that follows is arithmetic on one vector with an entry for each layer. On a 
 is a read, plain sums come first, and these five only where a plain one has left its range.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -125,51 +125,28 @@ def _sums_of_layers(
     dtype: jnp.dtype,
     has_complex: bool,
 ) -> list[jax.Array]:
-    """The sums of all layers, float[num_layers] each; on a CPU in the way that is fast there."""
-    return jax.lax.platform_dependent(
-        leaves,
-        cpu=partial(_middle_first, reduce=reduce, dtype=dtype, has_complex=has_complex),
-        default=partial(_all_sums, reduce=reduce, dtype=dtype, has_complex=has_complex),
-    )
-
-
-def _all_sums(
-    leaves: tuple[jax.Array, ...],
-    reduce: tuple[tuple[int, ...], ...],
-    dtype: jnp.dtype,
-    has_complex: bool,
-) -> list[jax.Array]:
-    return _joined(
-        _sums(leaf, axes, dtype, has_complex) for leaf, axes in zip(leaves, reduce, strict=True)
-    )
-
-
-def _middle_first(
-    leaves: tuple[jax.Array, ...],
-    reduce: tuple[tuple[int, ...], ...],
-    dtype: jnp.dtype,
-    has_complex: bool,
-) -> list[jax.Array]:
-    """The same, but where plain squares do for every layer, nothing else is added up.
-
-    XLA:CPU makes a pass of every sum, and vectorizes plain ones best.
-    """
+    """The sums of ``_sums`` for all layers, float[num_layers] each."""
     windows = _Windows.of(dtype)
-    middle, *entry_sums = _joined(
-        _plain_sums(leaf, axes, dtype, has_complex)
-        for leaf, axes in zip(leaves, reduce, strict=True)
-    )
-    none = jnp.zeros_like(middle)
 
-    def of_middle() -> list[jax.Array]:
+    def joined(sums_of: Callable[..., list[jax.Array]]) -> list[jax.Array]:
+        sums = (
+            sums_of(leaf, axes, dtype, has_complex)
+            for leaf, axes in zip(leaves, reduce, strict=True)
+        )
+        return [jnp.concatenate(list(map(_replicated, one))) for one in zip(*sums, strict=True)]
+
+    # XLA:CPU makes a pass of every sum, and vectorizes plain ones best.
+    def plain_first() -> list[jax.Array]:
+        middle, *entry_sums = joined(_plain_sums)
+        none = jnp.zeros_like(middle)
         of_entries = [part for total in entry_sums for part in (none, total * windows.shift)]
-        return [none, middle, none, *of_entries]
+        return jax.lax.cond(
+            jnp.all((middle >= windows.enough) & (middle <= windows.limit**2)),
+            lambda: [none, middle, none, *of_entries],
+            lambda: joined(_sums),
+        )
 
-    return jax.lax.cond(
-        jnp.all((middle >= windows.enough) & (middle <= windows.limit**2)),
-        of_middle,
-        lambda: _all_sums(leaves, reduce, dtype, has_complex),
-    )
+    return jax.lax.platform_dependent(cpu=plain_first, default=lambda: joined(_sums))
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
@@ -182,11 +159,6 @@ def _plain_sums(
     sizes = map(jnp.abs, parts)  # through which no constant is folded
     squares = sum(size * size for size in sizes)
     return [jnp.sum(term, axis=reduce).ravel() for term in (squares, *parts)]
-
-
-def _joined(sums: Iterable[list[jax.Array]]) -> list[jax.Array]:
-    """Each sum of all leaves as one vector."""
-    return [jnp.concatenate(list(map(_replicated, one))) for one in zip(*sums, strict=True)]
 
 
 def _replicated(x: jax.Array) -> jax.Array:
