@@ -156,8 +156,7 @@ def _plain_sums(
     """The sum of squares, and of the entries, of the real and the imaginary parts."""
     parts = [jnp.real(values), jnp.imag(values)] if has_complex else [jnp.real(values)]
     parts = [part.astype(dtype) for part in parts]
-    sizes = map(jnp.abs, parts)  # through which no constant is folded
-    squares = sum(size * size for size in sizes)
+    squares = sum(part * part for part in parts)
     return [jnp.sum(term, axis=reduce).ravel() for term in (squares, *parts)]
 
 
