@@ -19,7 +19,7 @@ from cases import enable_x64
 from jax.extend.core import Literal
 from oracle import CONSTANT_EPSILONS, statistic, statistics
 
-from stablegrad_optax import LayerAxes, stablegrad
+from stablegrad_optax import LayerAxes, _statistics, stablegrad
 
 RTOL = 1e-3
 
@@ -443,6 +443,16 @@ def test_statistic_equals_the_oracle_inside_a_whole_training_step() -> None:
         np.testing.assert_allclose(scale, statistic(grads["w"], True), rtol=RTOL)
 
 
+@pytest.fixture(params=["plain sums first", "windows"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also without the branch of a CPU, across which no constant is folded."""
+    if request.param == "windows":
+        not_compiled = _statistics._sums_of_layers.__wrapped__
+        monkeypatch.setattr(_statistics, "_sums_of_layers", not_compiled)
+        monkeypatch.setattr(jax.lax, "platform_dependent", lambda *a, default, **of: default(*a))
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("factor", [1.5, 2.0])
 def test_an_infinity_that_a_constant_makes_in_the_same_program_is_seen(factor: float) -> None:
     params = {"w": jnp.ones((64, 64))}
@@ -459,6 +469,7 @@ def test_an_infinity_that_a_constant_makes_in_the_same_program_is_seen(factor: f
         np.testing.assert_array_equal(new.grad_scale, state.grad_scale)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("constant", [1e-36, 1e-19, 1e19, 1e36])
 @pytest.mark.parametrize("mean", [0.0, 5.0])
 def test_a_constant_in_the_same_program_is_not_squared_apart(constant: float, mean: float) -> None:
@@ -474,8 +485,14 @@ def test_a_constant_in_the_same_program_is_not_squared_apart(constant: float, me
     assert float(scale(small)) == pytest.approx(np.std(entries), rel=1e-4)
 
 
+@pytest.mark.usefixtures("way")
 def test_a_mean_that_a_constant_makes_in_the_same_program_is_seen() -> None:
     entries = np.random.default_rng(0).normal(1, 0.1, (1024, 256)) * 2.0**126
     entries, factor = entries.astype(np.float32).ravel(), np.float32(2.0**-87)
-    scales = jax.jit(lambda x: measure(x * factor)[0])(jnp.asarray(entries))
-    np.testing.assert_allclose(scales, expected(entries * factor), rtol=RTOL)
+
+    @jax.jit
+    def scales(entries: jax.Array) -> jax.Array:
+        grads = {"rms": entries * factor, "std": entries * factor}
+        return both.update(grads, both.init(grads))[1].grad_scale
+
+    np.testing.assert_allclose(scales(entries), expected(entries * factor), rtol=RTOL)
