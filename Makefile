@@ -5,6 +5,8 @@ PYTHON ?= python3
 ARGS ?=
 # Tests run in one process per core.
 PYTEST := python -m pytest -n auto --dist worksteal
+# Compiled quickly, where what is called matters more than how fast it runs.
+QUICKLY := JAX_DISABLE_MOST_OPTIMIZATIONS=1
 
 UV := .uv/bin/uv
 VENV := .venv
@@ -41,11 +43,11 @@ test: $(VENV)/.dev ## run the whole test suite
 
 test-floors: $(FLOORS)/.floors ## run the package's tests on the oldest supported versions
 	@# Killing and resuming a job is slow, and no different there.
-	$(FLOORS)/bin/$(PYTEST) stablegrad_optax $(PACKAGE_TESTS) \
+	$(QUICKLY) $(FLOORS)/bin/$(PYTEST) stablegrad_optax $(PACKAGE_TESTS) \
 	--ignore tests/integration/test_kill_and_resume.py $(ARGS)
 
 test-optax: $(OPTAX)/.optax ## run optax's own tests, of a pinned release, against the package
-	$(OPTAX)/bin/$(PYTEST) tests/optax_suites $(ARGS)
+	$(QUICKLY) $(OPTAX)/bin/$(PYTEST) tests/optax_suites $(ARGS)
 
 test-tpu: $(TPU)/.tpu ## count the passes of the program that the TPU's compiler makes
 	@# One process: libtpu does not let two have it.

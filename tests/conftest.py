@@ -22,6 +22,15 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 TESTS = Path(__file__).parent
 
 
+@pytest.fixture(scope="module")
+def compiled_quickly() -> Iterator[None]:
+    """For modules that compile much and run little of it."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(autouse=True)
 def _strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
     """Make mixing dtypes an error, where the code under test is this package's alone.

@@ -43,7 +43,7 @@ from benchmarks.training import Cell, Training
 from benchmarks.variants import compressor
 
 # optax.adam mixes float and int32, which strict promotion refuses.
-pytestmark = pytest.mark.standard_promotion
+pytestmark = [pytest.mark.standard_promotion, pytest.mark.usefixtures("compiled_quickly")]
 
 TINY = PinnTask(PROBLEMS["poisson"], Network(depth=3, width=8), points=32)
 # One program for both, and one that compiles quickly.

@@ -13,6 +13,8 @@ from cases import SMALL, enable_x64, normal
 
 from stablegrad_optax import stablegrad
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 STEPS = 3
 DIRECTION, WEIGHTS = normal(SMALL, seed=1), normal(SMALL, seed=2)
 OPTIONS: list[dict[str, Any]] = [
