@@ -77,6 +77,14 @@ def test_diverged_seeds_are_in_the_table_and_do_not_break_the_picture(
     assert out.exists()
 
 
+def test_the_demo_needs_nothing_that_its_extra_does_not_install():
+    """Of what the tests import, sklearn, scipy and flax are in other extras."""
+    blocked = "import sys; sys.modules.update(dict.fromkeys(('sklearn', 'scipy.stats', 'flax')))"
+    subprocess.run(
+        [sys.executable, "-c", f"{blocked}; import benchmarks.demo"], cwd=ROOT, check=True
+    )
+
+
 def test_help_names_every_option(capsys):
     with pytest.raises(SystemExit) as exit_info:
         demo.main(["--help"])

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,10 @@ class Images:
 @cache
 def digits() -> Images:
     """The 1,797 handwritten digits, 8 x 8 pixels, of scikit-learn; a quarter is for testing."""
+    # Here, for the demo lists all experiments and does not install it.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     inputs, labels = load_digits(return_X_y=True)
     inputs, labels = (inputs / 16 - 0.5).astype(np.float32), labels.astype(np.int32)
     train, test = train_test_split(
