@@ -195,9 +195,8 @@ _NORMFREE_ARMS = tuple(
         *(arm for arm in PEERS if arm.base in ("sgd", "lamb", "novograd", "muon")),
         *(
             stablegrad_arm(base, reference, decay=0.0, balance=balance)
-            for base, reference in [
-                *(("adamw", 1.0), ("sgd", 1.0), ("sgd", "prediction"), ("muon", 1.0))
-            ]
+            for base, reference in product(("adamw", "sgd", "muon"), (1.0, "prediction"))
+            if reference == 1.0 or base == "sgd"
             for balance in (0.0, 0.5, 1.0)
         ),
     )

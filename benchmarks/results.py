@@ -176,13 +176,10 @@ def draw_errors(results: Results, path: Path) -> None:
     plt.close(figure)
 
 
-STYLES = {"none": ("#000000", "-"), "clip": ("#0072B2", "-"), "stablegrad": ("#D55E00", "-")}
-
-
 def style(arm: Arm) -> dict[str, str]:
-    """A colour for each kind of arm; StableGrad's default balance is dashed."""
-    colour, line = STYLES[arm.scaling]
-    return {"color": colour, "linestyle": "--" if dict(arm.numbers).get("balance") == 1 else line}
+    """The colour of an arm's line; that of StableGrad with its default balance is dashed."""
+    is_default = dict(arm.numbers).get("balance") == 1
+    return {"color": colour(arm), "linestyle": "--" if is_default else "-"}
 
 
 def draw_depths(results: Results, path: Path) -> None:
@@ -196,7 +193,7 @@ def draw_depths(results: Results, path: Path) -> None:
             low, middle, high = np.quantile(errors, [0.25, 0.5, 0.75], axis=1)
             ax = row[columns.index(arm.base)]
             ax.plot(depths, middle, marker=".", label=arm.label, **style(arm))
-            ax.fill_between(depths, low, high, color=style(arm)["color"], alpha=0.1)
+            ax.fill_between(depths, low, high, color=colour(arm), alpha=0.1)
         for ax in row:
             ax.axhline(tasks[0].solved_below, color="grey", linewidth=1)
             ax.set(xscale="log", yscale="log", xlabel="depth", title=problem(tasks[0]))

@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+from benchmarks.layers import Layer, Params, affine, init_layers
 from stablegrad_optax import activation_aware
-
-Params = dict[str, dict[str, jax.Array]]
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
@@ -58,32 +56,17 @@ class DeepNetwork:
             if self.initialization == "lecun"
             else activation_aware(ACTIVATIONS[self.activation])
         )
-
-        def layer(index: int | jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
-            kernel = initializer(jax.random.fold_in(key, index), (inputs, outputs), jnp.float32)
-            return {"kernel": kernel, "bias": jnp.zeros(outputs)}
-
-        return {
-            "first": layer(0, inputs, self.width),
-            "hidden": jax.vmap(lambda index: layer(index, self.width, self.width))(
-                jnp.arange(1, self.depth)
-            ),
-            "last": layer(self.depth, self.width, outputs),
-        }
+        return init_layers(key, initializer, self.depth, inputs, self.width, outputs)
 
     def apply(self, params: Params, inputs: jax.Array) -> jax.Array:
         """The outputs, [n, outputs], for [n, inputs]."""
         activation = ACTIVATIONS[self.activation]
 
-        def block(values: jax.Array, layer: dict[str, jax.Array]) -> tuple[jax.Array, None]:
-            change = activation(_affine(layer, values))
+        def block(values: jax.Array, layer: Layer) -> tuple[jax.Array, None]:
+            change = activation(affine(layer, values))
             return (values + change if self.shape == "residual" else change), None
 
         hidden, _ = jax.lax.scan(
-            block, activation(_affine(params["first"], inputs)), params["hidden"]
+            block, activation(affine(params["first"], inputs)), params["hidden"]
         )
-        return _affine(params["last"], hidden)
-
-
-def _affine(layer: dict[str, jax.Array], values: jax.Array) -> jax.Array:
-    return values @ layer["kernel"] + layer["bias"]
+        return affine(params["last"], hidden)

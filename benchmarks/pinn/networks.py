@@ -7,10 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from benchmarks.layers import Params, affine, init_layers
 from benchmarks.pinn.derivatives import Jet, along_axes, taylor
 from stablegrad_optax import activation_aware
-
-Params = dict[str, dict[str, jax.Array]]
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
@@ -58,29 +57,18 @@ class Network:
             if self.initialization == "glorot"
             else activation_aware(activation)
         )
-
-        def layer(index: int | jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
-            kernel = initializer(jax.random.fold_in(key, index), (inputs, outputs), jnp.float32)
-            return {"kernel": kernel, "bias": jnp.zeros(outputs)}
-
-        return {
-            "first": layer(0, self.inputs, self.width),
-            "hidden": jax.vmap(lambda index: layer(index, self.width, self.width))(
-                jnp.arange(1, self.depth)
-            ),
-            "last": layer(self.depth, self.width, 1),
-        }
+        return init_layers(key, initializer, self.depth, self.inputs, self.width, 1)
 
     def apply(self, params: Params, points: jax.Array) -> jax.Array:
         """The output, [n], at points, [n, inputs]."""
         activation = ACTIVATIONS[self.activation]
         hidden, _ = jax.lax.scan(
-            lambda values, layer: (activation(_affine(layer, values)), None),
-            activation(_affine(params["first"], points)),
+            lambda values, layer: (activation(affine(layer, values)), None),
+            activation(affine(params["first"], points)),
             params["hidden"],
             unroll=_unroll(),
         )
-        return _affine(params["last"], hidden)[:, 0]
+        return affine(params["last"], hidden)[:, 0]
 
     def jet(self, params: Params, points: jax.Array) -> Jet:
         """The output and its derivatives along each coordinate, layer by layer.
@@ -90,23 +78,19 @@ class Network:
         """
         activation = ACTIVATIONS[self.activation]
         jet = along_axes(points)
-        jet = taylor(lambda values: activation(_affine(params["first"], values)), jet)
+        jet = taylor(lambda values: activation(affine(params["first"], values)), jet)
         jet, _ = jax.lax.scan(
             lambda jet, layer: (
-                taylor(lambda values: activation(_affine(layer, values)), jet),
+                taylor(lambda values: activation(affine(layer, values)), jet),
                 None,
             ),
             jet,
             params["hidden"],
             unroll=_unroll(),
         )
-        return taylor(lambda values: _affine(params["last"], values)[:, 0], jet)
+        return taylor(lambda values: affine(params["last"], values)[:, 0], jet)
 
 
 def _unroll() -> bool:
     """Whether loops over layers are unrolled: compiles slower, but CPUs run it twice as fast."""
     return jax.default_backend() == "cpu"
-
-
-def _affine(layer: dict[str, jax.Array], values: jax.Array) -> jax.Array:
-    return values @ layer["kernel"] + layer["bias"]
