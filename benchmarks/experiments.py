@@ -184,7 +184,7 @@ def _for_classifiers(arm: Arm) -> Arm:
         return arm
     if ("reference", "prediction") in arm.options or arm.scaling == "agc":
         return replace(arm, first_rate=1e-3)
-    is_unit = arm.scaling in ("stablegrad", "z_normalized")
+    is_unit = arm.scaling in ("stablegrad", "z_normalized", "compressor")
     return replace(arm, first_rate=1e-5) if is_unit else arm
 
 
@@ -218,6 +218,19 @@ NORMFREE = Experiment(
     rates_per_decade=2,
     tuning_seeds=(100, 101),
     reported_seeds=tuple(range(5)),
+)
+
+# Ideas for SGD, which has the layers' norms in its steps, and for AdamW, which does not.
+_NORMFREE_VARIANTS = tuple(
+    _for_classifiers(
+        compressor_arm(base, attack=0.0, release=release, balance=balance, norm_power=p)
+    )
+    for base, powers, releases in (
+        ("sgd", (0.0, 0.5, 1.0), (0.0, 0.9)),
+        ("adamw", (0.0,), (0.9, 0.99)),
+    )
+    for p, release, balance in product(powers, releases, (1.0, 0.5))
+    if p or release  # without either it is StableGrad
 )
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -289,5 +302,11 @@ EXPERIMENTS: dict[str, Experiment] = {
             steps=2000,
         ),
         NORMFREE,
+        replace(
+            NORMFREE,
+            name="normfree-variants",
+            about="whether equal norms, or a slow release, do better on the same networks",
+            arms=_NORMFREE_VARIANTS,
+        ),
     )
 }

@@ -21,6 +21,7 @@ def compressor(
     release: Any = 0.9,
     balance: Any = 1.0,
     largest_gain: Any = jnp.inf,
+    norm_power: Any = 0.0,
     follow_imbalance: bool = False,
 ) -> optax.GradientTransformation:
     """StableGrad with a running scale that rises faster than it falls, as in an audio compressor.
@@ -29,7 +30,9 @@ def compressor(
 
         d  = attack if sigma > s else release
         s' = d s + (1 - d) sigma
-        g' = g min(largest_gain, 1 / (s'^b pooled(s')^(1 - b)))
+        g' = g min(largest_gain, 1 / (s'^b pooled(s')^(1 - b)) (mean(n) / n)^(p / 2))
+
+    for the n entries of each layer.
 
     A plain float32 form for experiments: it does without the package's care for extreme magnitudes,
     NaN and constant layers.
@@ -40,6 +43,8 @@ def compressor(
         release: Decay while it is below.
         balance: The share b of the imbalance between layers that is removed.
         largest_gain: Upper bound of the gain.
+        norm_power: The power p: 0 gives all layers the same standard deviation, 1 the same norm, as
+            block normalization does.
         follow_imbalance: Take b from the imbalance itself, ``x / (1 + x)`` with the standard
             deviation x of the layers' log10 scales, in place of ``balance``.
 
@@ -76,7 +81,9 @@ def compressor(
             if leaf.size > 1
         ]
         square_sum = sum(size * jnp.mean(scale**2) for size, scale in scaled)
-        pooled = jnp.sqrt(square_sum / sum(size for size, _ in scaled))
+        entries = sum(size for size, _ in scaled)
+        pooled = jnp.sqrt(square_sum / entries)
+        mean_size = entries / sum(scale.size for _, scale in scaled)
         b = balance
         if follow_imbalance:
             logs = jnp.concatenate([jnp.log10(jnp.maximum(s, 1e-30)).ravel() for _, s in scaled])
@@ -87,7 +94,8 @@ def compressor(
             if leaf.size == 1:
                 return leaf
             level = scale**b * pooled ** (1 - b)
-            gain = jnp.where(level > 0, jnp.minimum(largest_gain, 1 / level), 1.0)
+            by_size = (mean_size * scale.size / leaf.size) ** (norm_power / 2)
+            gain = jnp.where(level > 0, jnp.minimum(largest_gain, by_size / level), 1.0)
             return leaf * gain.reshape(gain.shape + (1,) * (leaf.ndim - gain.ndim))
 
         return jax.tree.map(scale_leaf, updates, scales), CompressorState(scales)
