@@ -130,6 +130,13 @@ def test_growth_is_beside_the_base_optimizer(more: dict[str, int], tmp_path: Pat
 
 
 @pytest.mark.standard_promotion
+def test_growth_beyond_what_xla_compiles_is_traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "COMPILED", 2)
+    measured = growth.measure({"backend": "cpu", "arm": "stablegrad", "leaves": 3})
+    assert set(measured) == {"trace_seconds", "lower_seconds", "operations"}
+
+
+@pytest.mark.standard_promotion
 def test_times_are_ratios_within_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(times, "time", clock(len(arms.FRONTS)))
     monkeypatch.setattr(times, "WARMUP", 0)
@@ -152,10 +159,13 @@ def test_the_table_has_ratios_to_the_base_optimizer_alone(tmp_path: Path) -> Non
 
 
 def test_the_page_is_that_of_the_records(tmp_path: Path) -> None:
-    page = tmp_path / "cost.md"
-    page.write_text(report.PAGE.read_text())
-    report.write(page, tmp_path / "cost.png")
-    assert page.read_text() == report.PAGE.read_text()
+    copies = {page: tmp_path / page.name for page in (report.PAGE, report.README)}
+    for page, copy in copies.items():
+        copy.write_text(page.read_text())
+    report.write(*copies.values(), tmp_path / "cost.png")
+    for page, copy in copies.items():
+        assert copy.read_text() == page.read_text()
+    page = copies[report.PAGE]
     assert (tmp_path / "cost.png").stat().st_size > 0
     for name, rows in report.tables().items():
         assert f"<!-- {name} -->" in page.read_text()

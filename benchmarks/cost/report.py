@@ -1,4 +1,4 @@
-"""The tables of docs/cost.md and its picture, from the records."""
+"""The tables of docs/cost.md and of the README, and their picture, from the records."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -13,12 +13,21 @@ from benchmarks.cost.training import ALL
 from benchmarks.pages import fill, markdown
 
 PAGE = Path("docs/cost.md")
+README = Path("README.md")
 PICTURE = Path("docs/images/cost.png")
+SUMMARY = (
+    *("alone", "stablegrad", "stablegrad, delayed", "clip_by_global_norm", "adaptive_grad_clip"),
+    *("stablegrad_adam, delayed, bfloat16 mu", "stablegrad_sgd, delayed, momentum"),
+)
+"""The arms of the README's table, beside Adam alone."""
 
 
-def write(page: Path = PAGE, picture: Path = PICTURE, folder: Path = RECORDS) -> None:
-    """Put the tables between the page's markers, and draw the picture."""
+def write(
+    page: Path = PAGE, readme: Path = README, picture: Path = PICTURE, folder: Path = RECORDS
+) -> None:
+    """Put the tables between the pages' markers, and draw the picture."""
     fill(page, {name: table for name, table in tables(folder).items() if read(name, folder)})
+    fill(readme, {"cost": summary(folder)})
     draw(picture, folder)
 
 
@@ -39,10 +48,47 @@ def tables(folder: Path = RECORDS) -> dict[str, str]:
             ratio_rows("training", folder, _network),
         ),
         "growth": markdown(
-            ["backend", "leaves", "arm", "tracing", "compilation", "step", "instructions"],
+            ["backend", "leaves", "arm", "tracing", "compilation", "step", "lowered", "compiled"],
             growth_rows(folder),
         ),
     }  # fmt: skip
+
+
+def summary(folder: Path = RECORDS) -> str:
+    """What an arm costs beside Adam alone, in one line each; what was not measured is a dash."""
+    keys = ("chip", "devices", "base", "grads", "program")
+    traffic = _grouped(read("tpu", folder), keys)
+    step = traffic["v5p", 1, "adam", "float32", None]
+    transformer = traffic["v5p", 1, "adam", None, "transformer"]
+    times = {r["backend"]: r["ratios"] for r in read("time", folder) if _is_large(r)}
+    (training,) = (r["ratios"] for r in read("training", folder) if r["base"] == "adam")
+
+    def of_alone(records: dict[str, dict[str, Any]], arm: str, field: str) -> str:
+        return f"{records[arm][field] / records['alone'][field]:.3f}" if arm in records else "-"
+
+    def time(ratios: dict[str, list[float]], arm: str) -> str:
+        return f"{ratios[arm][0]:.2f}" if arm in ratios else "-"
+
+    return markdown(
+        ["", "TPU: optimizer step", "transformer step", "state", "CPU: optimizer step",
+         "PINN step", "GPU: optimizer step"],
+        (
+            [
+                "Adam alone" if arm == "alone" else f"`{arm}`",
+                of_alone(step, arm, "later_hbm_bytes"),
+                of_alone(transformer, arm, "later_hbm_bytes"),
+                of_alone(step, arm, "state_bytes"),
+                time(times["cpu"], arm),
+                time(training, arm),
+                time(times["gpu"], arm),
+            ]
+            for arm in SUMMARY
+        ),
+    )  # fmt: skip
+
+
+def _is_large(record: dict[str, Any]) -> bool:
+    return record["base"] == "adam" and record["parameters"] == 10**8
 
 
 def tpu_rows(folder: Path) -> Iterator[list[str]]:
@@ -105,14 +151,13 @@ def growth_rows(folder: Path) -> Iterator[list[str]]:
         for arm, record in records.items():
             if arm != "alone":
                 trace = _sum(record, "trace", "lower") / _sum(alone, "trace", "lower")
+                fields = ("compile_seconds", "step_seconds", "operations", "instructions")
                 yield [
                     backend,
                     f"{leaves} of {layers} layers" if layers else str(leaves),
                     arm,
                     f"{trace:.2f}",
-                    f"{record['compile_seconds'] / alone['compile_seconds']:.2f}",
-                    f"{record['step_seconds'] / alone['step_seconds']:.2f}",
-                    f"{record['instructions'] / alone['instructions']:.2f}",
+                    *(f"{record[f] / alone[f]:.2f}" if f in record else "-" for f in fields),
                 ]
 
 
