@@ -14,6 +14,7 @@ FLOORS := .venv-floors
 OPTAX := .venv-optax
 TPU := .venv-tpu
 WHEEL := .venv-wheel
+DOCS := .venv-docs
 BIN := $(VENV)/bin
 
 # Of the tests, those of the package's modules and of its use with other libraries.
@@ -28,7 +29,7 @@ export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-floors test-optax test-tpu cost lint format format-check types check \
-	notebooks build test-wheel clean
+	notebooks docs build test-wheel clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +79,11 @@ check: lint format-check types ## lint, format-check and types
 notebooks: $(VENV)/.dev ## execute the quickstart notebook again, in place
 	$(BIN)/jupyter execute --inplace notebooks/01_quickstart.ipynb
 
+docs: $(DOCS)/.docs ## build the documentation site into docs/_build; warnings are errors
+	JAX_PLATFORMS=cpu $(DOCS)/bin/python -m sphinx --fail-on-warning --keep-going --quiet \
+	--builder html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 build: $(VENV)/.dev ## build the source distribution and the wheel into dist/
 	rm -rf dist
 	$(UV) build --quiet
@@ -89,7 +95,8 @@ test-wheel: build | $(UV) ## install the built wheel alone in an empty environme
 	cd $(WHEEL) && bin/python -I -c "import stablegrad_optax as s; print(s.__name__, s.__version__)"
 
 clean: ## remove the environments, what was built and the caches
-	rm -rf .uv $(VENV) $(FLOORS) $(OPTAX) $(TPU) $(WHEEL) dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .uv $(VENV) $(FLOORS) $(OPTAX) $(TPU) $(WHEEL) $(DOCS) dist docs/_build docs/generated \
+	docs/notebooks .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Environments. Each ends in a stamp that is newer than pyproject.toml, so that a second call does
@@ -137,4 +144,9 @@ $(OPTAX)/.optax: pyproject.toml | $(UV)
 $(TPU)/.tpu: pyproject.toml | $(UV)
 	$(call make_venv,$(TPU))
 	$(INSTALL) $(TPU) --editable ".[tpu]"
+	@touch $@
+
+$(DOCS)/.docs: pyproject.toml | $(UV)
+	$(call make_venv,$(DOCS))
+	$(INSTALL) $(DOCS) --editable ".[docs]"
 	@touch $@

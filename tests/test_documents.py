@@ -1,4 +1,7 @@
-"""The README's example and the notebooks run as they stand."""
+"""The README's example and the notebooks run as they stand, and links lead somewhere.
+
+Those of the site's own pages are checked by ``make docs``.
+"""
 
 import re
 from pathlib import Path
@@ -20,6 +23,12 @@ def test_readme_example_trains_its_network(capsys: pytest.CaptureFixture[str]) -
     first, last = float(variables["losses"][0]), float(variables["losses"][-1])
     assert last < first / 100
     assert capsys.readouterr().out.startswith(str(variables["losses"][0]))
+
+
+@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"])
+def test_links_inside_the_repository_lead_to_files(name: str) -> None:
+    links = re.findall(r"\]\(([^)#:]+)[^)]*\)", (ROOT / name).read_text())
+    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
