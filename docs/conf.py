@@ -1,4 +1,4 @@
-"""The documentation site: ``make docs`` builds it from these pages, the docstrings and notebooks."""
+"""The documentation site, built by ``make docs`` from these pages, docstrings and notebooks."""
 
 import shutil
 from pathlib import Path
