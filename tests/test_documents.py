@@ -3,12 +3,11 @@
 Those of the site's own pages are checked by ``make docs``.
 """
 
-import re
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import pytest
+from documents import variables_after_each_block
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
@@ -17,9 +16,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 @pytest.mark.standard_promotion
 def test_readme_example_trains_its_network(capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    variables: dict[str, Any] = {}
-    exec(example, variables)
+    (variables,) = variables_after_each_block(ROOT / "README.md")
     first, last = float(variables["losses"][0]), float(variables["losses"][-1])
     assert last < first / 100
     assert capsys.readouterr().out.startswith(str(variables["losses"][0]))

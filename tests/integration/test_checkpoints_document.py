@@ -12,26 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from documents import Variables, variables_after_each_block
 
 from stablegrad_optax import stablegrad, weights_only
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "checkpoints.md"
 SAVE, RESUME, ADD, MOMENTS, ELSEWHERE, REMOVE, OPTION = range(7)
 
-Variables = dict[str, Any]
-
 
 @pytest.fixture(scope="module")
 def after(tmp_path_factory: pytest.TempPathFactory) -> list[Variables]:
     """The variables after each block of code."""
-    variables: Variables = {}
-    snapshots: list[Variables] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("document"))
-        for block in re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL):
-            exec(block, variables)
-            snapshots.append(dict(variables))
-    return snapshots
+        return variables_after_each_block(DOCUMENT)
 
 
 def update(tx: Any, grads: Any, opt_state: Any, steps: int = 1) -> Any:
