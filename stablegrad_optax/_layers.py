@@ -317,6 +317,8 @@ def _split_apart(vector: jax.Array, sizes: tuple[int, ...]) -> list[jax.Array]:
 
 def layout_of(layers: PyTree | LayerRule, tree: PyTree) -> Layout:
     """Match ``layers``, a rule or a pytree of ``LayerAxes | None``, with the leaves of ``tree``."""
+    if not jax.tree.leaves(tree):  # as what optax.tree.map_params gives init, which no rule knows
+        return Layout(())
     # A tree may be callable too, such as a module whose leaves were replaced by their LayerAxes.
     is_tree = any(isinstance(leaf, LayerAxes) for leaf in jax.tree.leaves(layers))
     axes_tree = layers(tree) if callable(layers) and not is_tree else layers
@@ -340,7 +342,7 @@ def layout_of(layers: PyTree | LayerRule, tree: PyTree) -> Layout:
         if not any(keys[:length] in holes for length in range(len(keys) + 1)):
             raise ValueError(
                 f"layers has {axes} at {_joined(keys)!r}, where the gradients have no leaf; they "
-                f"have {', '.join(repr(_joined(keys)) for keys in sorted(known)) or 'none at all'}."
+                f"have {', '.join(repr(_joined(keys)) for keys in sorted(known))}."
             )
     return layout
 

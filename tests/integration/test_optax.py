@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import SMALL, Tree, normal
+from cases import SMALL, SMALL_LAYERS, Tree, normal
 
-from stablegrad_optax import stablegrad
+from stablegrad_optax import per_leaf, stablegrad, weights_only
 
 
 def test_multi_steps_stays_finite_and_takes_the_mean_gradients() -> None:
@@ -42,6 +42,20 @@ def test_tree_get_finds_both_fields_in_a_chain(delayed: bool) -> None:
     assert float(optax.tree.get(state, "reference_scale")) == 3.0
     state = optax.tree.set(state, grad_scale=jnp.ones(3))
     chex.assert_trees_all_equal(optax.tree.get(state, "grad_scale"), jnp.ones(3))
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [per_leaf, SMALL_LAYERS, lambda params: {k: weights_only(params[k]) for k in SMALL}],
+    ids=["rule", "tree", "rule_by_name"],
+)
+def test_map_params_passes_the_scales_to_transform_non_params(layers: Tree) -> None:
+    tx = optax.chain(stablegrad(layers=layers), optax.adam(0.1))
+    marked = optax.tree.map_params(
+        tx, lambda _: "param", tx.init(normal(SMALL)), transform_non_params=lambda _: "other"
+    )
+    assert set(jax.tree.leaves(marked[0])) == {"other"}
+    assert optax.tree.get(marked, "mu") == dict.fromkeys(SMALL, "param")
 
 
 def test_prediction_gradient_passes_through_a_chain() -> None:
