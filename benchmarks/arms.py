@@ -121,18 +121,29 @@ def stablegrad_arm(
     decay: float,
     balance: float,
     delayed: bool = False,
+    attack: float | None = None,
+    equalize: str = "std",
 ) -> Arm:
-    """An arm of the grid of StableGrad's options, named by all of them."""
+    """An arm of the grid of StableGrad's options, named by all that are not the default."""
     kind = "prediction" if reference == "prediction" else "fixed"
+    name = f"stablegrad-{base}-{kind}-d{decay}-b{balance}{'-delayed' if delayed else ''}"
     shown = [f"decay {decay:g}", f"balance {balance:g}"]
     shown = ["prediction"] * (kind == "prediction") + shown + ["delayed"] * delayed
+    options: dict[str, Any] = {"reference": reference, "delayed": delayed}
+    numbers = {"decay": decay, "balance": balance}
+    if attack is not None:
+        name, shown = f"{name}-a{attack}", [*shown, f"attack {attack:g}"]
+        numbers["attack"] = attack
+    if equalize != "std":
+        name, shown = f"{name}-{equalize}", [*shown, f"equal {equalize}s"]
+        options["equalize"] = equalize
     return Arm(
-        f"stablegrad-{base}-{kind}-d{decay}-b{balance}{'-delayed' if delayed else ''}",
+        name,
         f"StableGrad ({', '.join(shown)}) + {_LABELS[base]}",
         base,
         "stablegrad",
-        (("reference", reference), ("delayed", delayed)),
-        (("decay", decay), ("balance", balance)),
+        tuple(options.items()),
+        tuple(numbers.items()),
         1e-5 if base == "sgd" and reference == "prediction" else _first_rate(base, "stablegrad"),
     )
 

@@ -233,6 +233,24 @@ _NORMFREE_VARIANTS = tuple(
     if p or release  # without either it is StableGrad
 )
 
+# What the two networks of 50 layers and the variants suggested, beside the rivals that won there.
+_NORMFREE_TO_CONFIRM = tuple(
+    _for_classifiers(arm)
+    for arm in (
+        stablegrad_arm("sgd", decay=0.0, balance=1.0),
+        stablegrad_arm("sgd", decay=0.0, balance=1.0, equalize="norm"),
+        stablegrad_arm("sgd", decay=0.9, attack=0.0, balance=1.0),
+        stablegrad_arm("sgd", decay=0.9, attack=0.0, balance=1.0, equalize="norm"),
+        *(ARMS[f"{name}_sgd"] for name in ("gradient_stabilizer", "block_normalized", "clip")),
+        stablegrad_arm("adamw", decay=0.0, balance=0.5),
+        *(
+            stablegrad_arm("adamw", decay=0.9, attack=0.0, balance=balance)
+            for balance in (1.0, 0.5)
+        ),
+        *(ARMS[f"{name}_adamw"] for name in ("gradient_stabilizer", "clip")),
+    )
+)
+
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
@@ -307,6 +325,16 @@ EXPERIMENTS: dict[str, Experiment] = {
             name="normfree-variants",
             about="whether equal norms, or a slow release, do better on the same networks",
             arms=_NORMFREE_VARIANTS,
+        ),
+        replace(
+            NORMFREE,
+            name="normfree-confirm",
+            about="whether what did well on 50 layers does so on other networks",
+            tasks=tuple(
+                ClassificationTask("digits", DeepNetwork(depth, shape=shape))
+                for shape, depth in (("residual", 150), ("plain", 20), ("residual", 300))
+            ),
+            arms=_NORMFREE_TO_CONFIRM,
         ),
     )
 }

@@ -11,7 +11,14 @@ from stablegrad_optax._layers import Layout
 
 
 def check_options(
-    reference: Any, decay: Any, balance: Any, fade_below: Any, delayed: Any, layers: Any
+    reference: Any,
+    decay: Any,
+    attack: Any,
+    balance: Any,
+    equalize: Any,
+    fade_below: Any,
+    delayed: Any,
+    layers: Any,
 ) -> None:
     """Raise for options of the wrong kind or out of range; traced numbers pass."""
     if isinstance(reference, str):
@@ -25,15 +32,22 @@ def check_options(
             f"stablegrad: reference must be positive and finite, got {reference}: it is the scale "
             "that every layer's gradient is brought to."
         )
-    if not 0 <= _concrete("decay", decay, 0.0) < 1:
-        raise ValueError(
-            f"stablegrad: decay must be in [0, 1), got {decay}, after rounding to its dtype. (In "
-            "bfloat16 0.999 is 1: give optax.inject_hyperparams a hyperparam_dtype=jnp.float32.)"
-        )
+    for name, value in (("decay", decay), ("attack", 0.0 if attack is None else attack)):
+        if not 0 <= _concrete(name, value, 0.0) < 1:
+            raise ValueError(
+                f"stablegrad: {name} must be in [0, 1), got {value}, after rounding to its dtype. "
+                "(In bfloat16 0.999 is 1: give optax.inject_hyperparams a "
+                "hyperparam_dtype=jnp.float32.)"
+            )
     if not 0 <= _concrete("balance", balance, 0.0) <= 1:
         raise ValueError(
             f"stablegrad: balance must be in [0, 1], got {balance}: 1 gives every layer its own "
             "scale, 0 gives all layers the pooled one."
+        )
+    if equalize not in ("std", "norm"):
+        raise ValueError(
+            f"stablegrad: equalize must be 'std' or 'norm', got {equalize!r}: what every layer's "
+            "gradient is brought to alike, the scale of its entries or its norm."
         )
     if not 0 <= _concrete("fade_below", fade_below, 0.0) <= 1:
         raise ValueError(

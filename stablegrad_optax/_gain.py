@@ -1,6 +1,6 @@
 """The gain of each layer, and the update it makes of the gradient."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,11 @@ class Gain(NamedTuple):
 
 
 def gain_of(
-    scale: jax.Array, entries: np.ndarray, balance: Numeric, reference_scale: jax.Array
+    scale: jax.Array,
+    entries: np.ndarray,
+    balance: Numeric,
+    reference_scale: jax.Array,
+    equalize: Literal["std", "norm"] = "std",
 ) -> Gain:
     """Gain r / (s^b pooled^(1-b)) of each layer, 1 where nothing was seen."""
     seen, b = scale > 0, jnp.asarray(balance, scale.dtype)
@@ -33,7 +37,11 @@ def gain_of(
     largest = jnp.asarray(1 / limits.tiny, scale.dtype)
     beyond = exact > largest
     rest = jnp.where(beyond, largest / jnp.where(beyond, exact, largest), 1)
-    return Gain(jnp.where(seen, reference_scale, 1) * rest, jnp.minimum(exact, largest))
+    target = reference_scale
+    if equalize == "norm":  # entries of a large layer are to be smaller than those of a small one
+        shrinkage = np.sqrt(np.mean(entries) / np.maximum(entries, 1)) if entries.size else entries
+        target = target * jnp.asarray(shrinkage, scale.dtype) ** b
+    return Gain(jnp.where(seen, target, 1) * rest, jnp.minimum(exact, largest))
 
 
 def _pooled_scale(scale: jax.Array, entries: np.ndarray) -> jax.Array:

@@ -21,7 +21,9 @@ def stablegrad_sgd(
     *,
     reference: Numeric | Literal["prediction"] = 1.0,
     decay: Numeric = 0.0,
+    attack: Numeric | None = None,
     balance: Numeric = 1.0,
+    equalize: Literal["std", "norm"] = "std",
     fade_below: Numeric = 2**-23,
     delayed: bool = False,
     layers: PyTree | LayerRule = per_leaf,
@@ -43,7 +45,9 @@ def stablegrad_sgd(
       accumulator_dtype: As ``optax.sgd``.
       reference: As :func:`stablegrad`.
       decay: As :func:`stablegrad`.
+      attack: As :func:`stablegrad`.
       balance: As :func:`stablegrad`.
+      equalize: As :func:`stablegrad`.
       fade_below: As :func:`stablegrad`.
       delayed: As :func:`stablegrad`.
       layers: As :func:`stablegrad`.
@@ -67,7 +71,9 @@ def stablegrad_sgd(
         stablegrad(
             reference,
             decay=decay,
+            attack=attack,
             balance=balance,
+            equalize=equalize,
             fade_below=fade_below,
             delayed=delayed,
             layers=layers,
@@ -87,7 +93,9 @@ def stablegrad_adam(
     nesterov: bool = False,
     reference: Numeric | Literal["prediction"] = 1.0,
     decay: Numeric = 0.0,
+    attack: Numeric | None = None,
     balance: Numeric = 1.0,
+    equalize: Literal["std", "norm"] = "std",
     fade_below: Numeric = 2**-23,
     delayed: bool = False,
     layers: PyTree | LayerRule = per_leaf,
@@ -112,7 +120,9 @@ def stablegrad_adam(
       nesterov: As ``optax.adam``.
       reference: As :func:`stablegrad`.
       decay: As :func:`stablegrad`.
+      attack: As :func:`stablegrad`.
       balance: As :func:`stablegrad`.
+      equalize: As :func:`stablegrad`.
       fade_below: As :func:`stablegrad`.
       delayed: As :func:`stablegrad`.
       layers: As :func:`stablegrad`.
@@ -137,7 +147,9 @@ def stablegrad_adam(
         stablegrad(
             reference,
             decay=decay,
+            attack=attack,
             balance=balance,
+            equalize=equalize,
             fade_below=fade_below,
             delayed=delayed,
             layers=layers,
@@ -159,7 +171,9 @@ def stablegrad_adamw(
     nesterov: bool = False,
     reference: Numeric | Literal["prediction"] = 1.0,
     decay: Numeric = 0.0,
+    attack: Numeric | None = None,
     balance: Numeric = 1.0,
+    equalize: Literal["std", "norm"] = "std",
     fade_below: Numeric = 2**-23,
     delayed: bool = False,
     layers: PyTree | LayerRule = per_leaf,
@@ -185,7 +199,9 @@ def stablegrad_adamw(
       nesterov: As ``optax.adamw``.
       reference: As :func:`stablegrad`.
       decay: As :func:`stablegrad`.
+      attack: As :func:`stablegrad`.
       balance: As :func:`stablegrad`.
+      equalize: As :func:`stablegrad`.
       fade_below: As :func:`stablegrad`.
       delayed: As :func:`stablegrad`.
       layers: As :func:`stablegrad`.
@@ -210,7 +226,9 @@ def stablegrad_adamw(
         stablegrad(
             reference,
             decay=decay,
+            attack=attack,
             balance=balance,
+            equalize=equalize,
             fade_below=fade_below,
             delayed=delayed,
             layers=layers,

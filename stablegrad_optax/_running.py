@@ -9,10 +9,17 @@ Numeric = float | jax.Array
 
 
 def running(
-    scale: jax.Array, statistic: jax.Array, decay: Numeric, *, keep_through_zeros: bool = False
+    scale: jax.Array,
+    statistic: jax.Array,
+    decay: Numeric,
+    attack: Numeric | None = None,
+    *,
+    keep_through_zeros: bool = False,
 ) -> jax.Array:
     """The running scale after a step; as it was where the statistic is not finite."""
     d, statistic = jnp.asarray(decay, scale.dtype), statistic.astype(scale.dtype)
+    if attack is not None:
+        d = jnp.where(statistic > scale, jnp.asarray(attack, scale.dtype), d)
     # At the low end of the range (1 - d) * statistic would be flushed to 0; at the high end the sum
     # may overflow, since XLA adds before it multiplies where d is 1 - d.
     larger = jnp.maximum(scale, statistic)

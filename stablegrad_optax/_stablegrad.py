@@ -53,7 +53,9 @@ def stablegrad(
     reference: Numeric | Literal["prediction"] = 1.0,
     *,
     decay: Numeric = 0.0,
+    attack: Numeric | None = None,
     balance: Numeric = 1.0,
+    equalize: Literal["std", "norm"] = "std",
     fade_below: Numeric = 2**-23,
     delayed: bool = False,
     layers: PyTree | LayerRule = per_leaf,
@@ -75,9 +77,8 @@ def stablegrad(
     their peaks :math:`p_l`; from there on it fades with the layer that fell least:
 
     .. math::
-        p_{l,t} = \max\bigl(p_{l,t-1},\, \min(s_{l,t-1}, \sigma_{l,t})\bigr),\qquad
-        r_t = \texttt{reference} \cdot
-            \min\bigl(1,\; \max_l s_{l,t} / p_{l,t-1} \,/\, f\bigr)
+        p_{l,t} &= \max\bigl(p_{l,t-1},\, \min(s_{l,t-1}, \sigma_{l,t})\bigr) \\
+        r_t &= \texttt{reference} \cdot \min\bigl(1,\; \max_l s_{l,t} / p_{l,t-1} \,/\, f\bigr)
 
     There is no eps: a layer whose scale is 0 has an all-zero gradient, and its gain is 1. A
     gradient that is not finite leaves its layer's scale as it was and shows in that layer's update,
@@ -97,8 +98,14 @@ def stablegrad(
       decay: :math:`d` in [0, 1), how much of the running scale each step keeps. The default 0 takes
         every gradient by its own scale, as the paper does, so that none is larger than the others;
         with a memory a spike still is. ``docs/pinn.md`` has both measured.
+      attack: :math:`d` where :math:`\sigma_{l,t} > s_{l,t-1}`, in [0, 1); None for ``decay``. With
+        ``decay=0.9, attack=0`` a scale rises at once and falls slowly, as in an audio compressor:
+        no update is larger than the reference, and one after a spike is small.
       balance: :math:`b` in [0, 1]. 1 gives every layer its own scale, as the paper does; 0 gives
         all layers the pooled scale and keeps their proportions.
+      equalize: What the layers' updates have alike with ``balance=1``: ``"std"``, the scale of
+        their entries, or ``"norm"``, for which :math:`r_t` is multiplied by
+        :math:`(\bar n / n_l)^{b/2}` with the mean :math:`\bar n` of the layers' :math:`n_l`.
       fade_below: :math:`f` in [0, 1]. The default :math:`2^{-23}`, the rounding of float32, keeps
         the gains from blowing up rounding errors once there is nothing left to learn; for a network
         that computes in bfloat16 that is :math:`2^{-8}`. 1 lets the reference fall with the
@@ -144,7 +151,7 @@ def stablegrad(
       `arXiv:2605.19856 <https://arxiv.org/abs/2605.19856>`_; its form is ``decay=0``,
       ``reference="prediction"``, ``layers=weights_only``.
     """
-    check_options(reference, decay, balance, fade_below, delayed, layers)
+    check_options(reference, decay, attack, balance, equalize, fade_below, delayed, layers)
 
     def init_fn(params: PyTree) -> StableGradState:
         dtype = statistic_dtype(params)
@@ -167,7 +174,8 @@ def stablegrad(
         def take_scale() -> tuple[jax.Array, jax.Array]:
             statistic = layer_statistic(updates, layout)
             before = state.grad_scale
-            return statistic, running(before, statistic, decay, keep_through_zeros=delayed)
+            after = running(before, statistic, decay, attack, keep_through_zeros=delayed)
+            return statistic, after
 
         statistic, grad_scale = take_scale()
         scale = grad_scale
@@ -177,11 +185,11 @@ def stablegrad(
         if isinstance(reference, str):
             check_prediction_grad(prediction_grad)
             seen = population_statistic(prediction_grad)
-            reference_scale = running(state.reference_scale, seen, decay)
+            reference_scale = running(state.reference_scale, seen, decay, attack)
         else:
             reference_scale = faded(reference, scale, state.peak_scale, fade_below)
 
-        gain = gain_of(scale, layout.entries, balance, reference_scale)
+        gain = gain_of(scale, layout.entries, balance, reference_scale, equalize)
         peak_scale = peak(state.peak_scale, state.grad_scale, statistic)
         new_state = StableGradState(grad_scale, reference_scale, peak_scale)
         return apply_gain(gain, updates, layout), new_state

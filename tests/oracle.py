@@ -65,8 +65,16 @@ def statistics(
     )
 
 
-def running(before: float, now: float, decay: float, through_zeros: bool = False) -> float:
+def running(
+    before: float,
+    now: float,
+    decay: float,
+    through_zeros: bool = False,
+    attack: float | None = None,
+) -> float:
     """One step of the running statistic; 0 means nothing seen, and NaN is never taken in."""
+    if attack is not None and now > before:
+        decay = attack
     if not math.isfinite(now) or (through_zeros and now == 0.0):
         return before
     return now if before == 0.0 else decay * before + (1.0 - decay) * now
@@ -83,6 +91,8 @@ class Oracle:
     delayed: bool = False
     fade_below: float = 2.0**-23
     epsilon: float = 2.0**-23
+    attack: float | None = None
+    equalize: str = "std"
     grad_scale: list[float] = field(default_factory=list)
     reference_scale: float = 0.0
     peak_scale: list[float] | None = field(default_factory=list)
@@ -94,7 +104,8 @@ class Oracle:
         now = statistics(leaves, self.layers, self.epsilon)
         before = self.grad_scale or [0.0] * len(now)
         self.grad_scale = [
-            running(b, s, self.decay, self.delayed) for b, s in zip(before, now, strict=True)
+            running(b, s, self.decay, self.delayed, self.attack)
+            for b, s in zip(before, now, strict=True)
         ]
         scales = self.grad_scale
         if self.delayed:
@@ -104,7 +115,9 @@ class Oracle:
         if isinstance(self.reference, str):
             everything = np.concatenate([np.ravel(part) for part in prediction_grad])
             seen = statistic(everything, True, self.epsilon)
-            self.reference_scale = running(self.reference_scale, seen, self.decay)
+            self.reference_scale = running(
+                self.reference_scale, seen, self.decay, attack=self.attack
+            )
         else:
             peaks = self.peak_scale or [0.0] * len(now)
             self.reference_scale = float(self.reference) * self._fade(scales, peaks)
@@ -122,6 +135,12 @@ class Oracle:
         pooled = largest * math.sqrt(squares / sum(sizes)) if sum(sizes) else 0.0
 
         gains = [self._gain(scale, pooled) for scale in scales]
+        if self.equalize == "norm":
+            mean = sum(sizes) / len(sizes)
+            gains = [
+                gain * (mean / n) ** (self.balance / 2) if scale else gain
+                for gain, n, scale in zip(gains, sizes, scales, strict=True)
+            ]
         updates = []
         for leaf, axes in zip(leaves, self.layers, strict=True):
             wide = leaf.astype(np.complex128 if np.iscomplexobj(leaf) else np.float64)

@@ -3,6 +3,7 @@
 Those of the site's own pages are checked by ``make docs``.
 """
 
+import re
 from pathlib import Path
 
 import nbformat

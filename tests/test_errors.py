@@ -29,6 +29,8 @@ BAD: list[tuple[str, Any]] = [
     *[("decay", v) for v in (1 - 1e-9, np.complex64(0))],  # the first is 1 in float32
     *[("decay", v) for v in (-0.1, 1.0, 1.5, np.nan, np.inf, "0.9", None, [0.5], np.ones(2))],
     *[("balance", v) for v in (-0.1, 1.01, np.nan, "1", None, [0.5], np.float32(2), 1j)],
+    *[("attack", v) for v in (-0.1, 1.0, np.nan, "0", [0.5])],
+    *[("equalize", v) for v in ("rms", None, 1, True)],
     *[("delayed", v) for v in (1, 0, None, "yes", 0.5)],
     *[("layers", v) for v in (None, 3, "per_leaf", 1.0)],
 ]
@@ -60,6 +62,7 @@ def test_concrete_jax_arrays_are_checked(option: str, value: float) -> None:
         {"reference": 1, "decay": 0, "balance": 0},
         {"reference": np.float32(2.0), "decay": np.float64(0.5), "balance": np.int32(1)},
         {"reference": 1e-30, "decay": 0.999999, "balance": 1},
+        {"decay": 0.9, "attack": 0, "equalize": "norm"},
         {"delayed": True},
     ],
 )
@@ -84,7 +87,7 @@ def test_layers_none_is_an_error_that_names_static_args() -> None:
         stablegrad(layers=None)
 
 
-@pytest.mark.parametrize("option", ["reference", "decay", "balance"])
+@pytest.mark.parametrize("option", ["reference", "decay", "attack", "balance"])
 def test_traced_options_are_never_checked(option: str) -> None:
     @jax.jit
     def step(value: jax.Array) -> Any:

@@ -23,6 +23,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"decay": 0.5, "balance": 0.5},
     {"decay": 0.5, "balance": 0.0, "fade_below": 1.0},
     {"decay": 0.5, "balance": 0.3, "delayed": True},
+    {"decay": 0.9, "attack": 0.1, "balance": 0.5, "equalize": "norm"},
 ]
 
 

@@ -35,7 +35,9 @@ PAIRS: list[tuple[Callable[..., Any], Callable[..., Any]]] = [
 OPTIONS: dict[str, Any] = {
     "reference": 0.5,
     "decay": 0.3,
+    "attack": 0.1,
     "balance": 0.5,
+    "equalize": "norm",
     "fade_below": 0.25,
     "delayed": True,
     "layers": weights_only,

@@ -171,13 +171,15 @@ def test_signatures_are_the_designs() -> None:
     assert defaults == {
         "reference": 1.0,
         "decay": 0.0,
+        "attack": None,
         "balance": 1.0,
+        "equalize": "std",
         "fade_below": 2**-23,
         "delayed": False,
         "layers": stablegrad_optax.per_leaf,
     }
     kinds = [parameter.kind for parameter in parameters.values()]
-    assert kinds == [inspect.Parameter.POSITIONAL_OR_KEYWORD, *[inspect.Parameter.KEYWORD_ONLY] * 5]
+    assert kinds == [inspect.Parameter.POSITIONAL_OR_KEYWORD, *[inspect.Parameter.KEYWORD_ONLY] * 7]
     assert issubclass(stablegrad_optax.StableGradState, tuple)
     update = inspect.signature(stablegrad_optax.stablegrad().update).parameters
     assert update["prediction_grad"].kind == inspect.Parameter.KEYWORD_ONLY

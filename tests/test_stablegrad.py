@@ -114,6 +114,45 @@ def test_agrees_with_the_oracle_when_every_number_is_a_constant(
     assert_matches(update, Oracle(MIXED_AXES, reference, decay, balance, delayed))
 
 
+@pytest.mark.parametrize("delayed", [False, True])
+@pytest.mark.parametrize(
+    ("reference", "options"),
+    [
+        (1.0, {"decay": 0.9, "attack": 0.0}),
+        (0.37, {"decay": 0.9, "attack": 0.25, "balance": 0.5, "equalize": "norm"}),
+        ("prediction", {"decay": 0.5, "attack": 0.0, "equalize": "norm"}),
+    ],
+)
+def test_agrees_with_the_oracle_with_an_attack_and_with_equal_norms(
+    reference: float | str, options: dict[str, Any], delayed: bool
+) -> None:
+    tx = stablegrad(reference, **options, delayed=delayed, layers=MIXED_LAYERS)
+    update = jax.jit(lambda g, s, p: tx.update(g, s, prediction_grad=p))
+    assert_matches(update, Oracle(MIXED_AXES, reference, delayed=delayed, **options))
+
+
+def test_with_an_attack_of_0_no_update_is_larger_than_the_reference() -> None:
+    """The scale is that of a spike at once, and falls from there by the decay."""
+    tx = stablegrad(decay=0.9, attack=0.0, layers={"w": LayerAxes((0, 1), centered=False)})
+    update, state = jax.jit(tx.update), tx.init({"w": np.ones((4, 3), np.float32)})
+    seen = []
+    for size in (1.0, 100.0, 1.0, 1.0, 0.5):
+        updates, state = update({"w": np.full((4, 3), size, np.float32)}, state)
+        seen.append(float(np.max(updates["w"])))
+    scales = [1.0, 100.0, 90.1, 81.19, 73.121]
+    np.testing.assert_allclose(seen, np.array([1, 100, 1, 1, 0.5]) / scales, rtol=1e-5)
+
+
+def test_equal_norms_are_equal_and_the_updates_root_mean_square_is_the_reference() -> None:
+    grads = {"large": normal({"x": (40, 30)})["x"], "small": 1e-9 * normal({"x": (7,)}, 1)["x"]}
+    tx = stablegrad(0.5, equalize="norm")
+    updates, _ = jax.jit(tx.update)(grads, tx.init(grads))
+    rms = {k: float(np.sqrt(np.mean(np.square(u)))) for k, u in updates.items()}
+    norms = {k: rms[k] * np.sqrt(grads[k].size) for k in rms}
+    assert norms["large"] == pytest.approx(norms["small"], rel=1e-2)  # a mean beside the std
+    assert norms["small"] == pytest.approx(0.5 * np.sqrt((1200 + 7) / 2), rel=1e-4)
+
+
 @pytest.mark.parametrize("size", [1e-37, 1e37, float(np.finfo(np.float32).max)])
 @pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
 def test_a_steady_gradient_keeps_its_scale_at_the_ends_of_the_range(
