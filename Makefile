@@ -131,7 +131,7 @@ $(FLOORS)/.floors: pyproject.toml | $(UV)
 	@$(FLOORS)/bin/python -c 'import tomllib; \
 	project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	extras = project["optional-dependencies"]; \
-	bounds = project["dependencies"] + extras["flax"] + extras["test"]; \
+	bounds = project["dependencies"] + extras["diagnostics"] + extras["flax"] + extras["test"]; \
 	print(*(b.replace(">=", "==") for b in bounds if ">=" in b), sep="\n")' > $(FLOORS)/floors.txt
 	$(INSTALL) $(FLOORS) --constraint $(FLOORS)/floors.txt --editable ".[test]"
 	@touch $@

@@ -1,11 +1,12 @@
-"""What the running scales say about a network."""
+"""The running scales by layer, as arrays and as a logger's floats."""
 
 from typing import Any
 
 import jax
+import numpy as np
 
-from stablegrad_optax._layers import LayerRule, layout_of, per_leaf
-from stablegrad_optax._stablegrad import StableGradState
+from stablegrad_optax._inspect import layer_names, state_and_layout
+from stablegrad_optax._layers import LayerRule, per_leaf
 
 PyTree = Any
 
@@ -48,27 +49,50 @@ def layer_scales(
     References:
       StableGrad, `arXiv:2605.19856 <https://arxiv.org/abs/2605.19856>`_.
     """
-    nodes = jax.tree.leaves(opt_state, is_leaf=_is_stablegrad_state)
-    states = [node for node in nodes if _is_stablegrad_state(node)]
-    if len(states) != 1:
-        raise ValueError(
-            f"layer_scales: opt_state has {len(states)} StableGradState in it, and needs exactly "
-            "one: give it the state of a chain with one stablegrad, or the part that holds it."
-        )
-    (state,) = states
-    layout = layout_of(layers, params)
-    if state.grad_scale.shape != (layout.num_layers,):
-        raise ValueError(
-            f"layer_scales: opt_state has scales of shape {state.grad_scale.shape}, but params and "
-            f"layers make {layout.num_layers} layers. Give the same layers as stablegrad got; for "
-            "optax.masked or optax.partition, params with None in place of the leaves that are not "
-            "its own; for a batch of states, jax.vmap(lambda s: layer_scales(s, params)).",
-        )
+    state, layout = state_and_layout(opt_state, params, layers)
     return {
         leaf.path: scale.reshape(leaf.layer_shape)
         for leaf, scale in zip(layout.scaled, layout.split(state.grad_scale), strict=True)
     }
 
 
-def _is_stablegrad_state(node: Any) -> bool:
-    return isinstance(node, StableGradState)
+def scale_metrics(
+    opt_state: PyTree,
+    params: PyTree,
+    layers: PyTree | LayerRule = per_leaf,
+    *,
+    prefix: str = "grad_scale/",
+) -> dict[str, float]:
+    r"""The running gradient scale of each layer as a flat dict of floats, as loggers take it.
+
+    The numbers are the :math:`s_{l,t}` of :func:`layer_scales`, fetched from the device in one
+    piece.
+
+    Args:
+      opt_state: Any pytree with one :class:`StableGradState` in it, outside of ``jax.jit``.
+      params: The params, or anything with their paths, shapes and dtypes.
+      layers: The ``layers`` that were given to :func:`stablegrad`.
+      prefix: What each name starts with. Loggers make one group of what is before the first "/".
+
+    Returns:
+      ``{name: float}`` in tree order. A name is the layer's path, followed by its indices for a
+      leaf that holds several layers: ``"grad_scale/blocks/kernel/0"``.
+
+    Raises:
+      ValueError: As :func:`layer_scales`.
+
+    Example:
+      >>> import jax.numpy as jnp, stablegrad_optax as sg
+      >>> params = {"blocks": jnp.ones((2, 3, 4)), "head": jnp.ones(4)}
+      >>> layers = sg.stacked("blocks")
+      >>> tx = sg.stablegrad(layers=layers)
+      >>> _, opt_state = tx.update(params, tx.init(params))
+      >>> sg.scale_metrics(opt_state, params, layers)
+      {'grad_scale/blocks/0': 1.0, 'grad_scale/blocks/1': 1.0, 'grad_scale/head': 1.0}
+
+    References:
+      StableGrad, `arXiv:2605.19856 <https://arxiv.org/abs/2605.19856>`_.
+    """
+    state, layout = state_and_layout(opt_state, params, layers)
+    names = [f"{prefix}{name}" for name in layer_names(layout)]
+    return dict(zip(names, np.asarray(state.grad_scale).tolist(), strict=True))

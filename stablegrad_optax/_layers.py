@@ -239,9 +239,14 @@ class LeafLayout:
         return math.prod(self.layer_shape)
 
     @property
+    def reduced_shape(self) -> tuple[int, ...]:
+        """The axes that are pooled: the shape of each of the leaf's layers."""
+        return tuple(self.shape[axis] for axis in self.reduce)
+
+    @property
     def entries(self) -> int:
         """Entries in each of the leaf's layers."""
-        return math.prod(self.shape[axis] for axis in self.reduce)
+        return math.prod(self.reduced_shape)
 
 
 @dataclasses.dataclass(frozen=True)

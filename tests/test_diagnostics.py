@@ -1,4 +1,4 @@
-"""``layer_scales`` finds the running scales wherever the state sits."""
+"""``layer_scales`` and ``scale_metrics`` find the running scales wherever the state sits."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ import pytest
 
 from stablegrad_optax import (
     LayerAxes,
+    ScaleHistory,
     layer_scales,
     per_leaf,
+    plot_scales,
+    scale_metrics,
+    scale_table,
     stablegrad,
     stablegrad_adamw,
     stacked,
@@ -21,7 +25,7 @@ from stablegrad_optax import (
 )
 
 # Adam mixes dtypes.
-pytestmark = pytest.mark.standard_promotion
+pytestmark = [pytest.mark.standard_promotion, pytest.mark.usefixtures("compiled_quickly")]
 
 
 def tree() -> dict[str, Any]:
@@ -35,7 +39,7 @@ def tree() -> dict[str, Any]:
 
 
 def after_one_step(tx: optax.GradientTransformationExtraArgs, grads: Any) -> Any:
-    return tx.update(grads, tx.init(grads), grads)[1]
+    return jax.jit(lambda: tx.update(grads, tx.init(grads), grads)[1])()
 
 
 def expected(grads: Any) -> dict[str, Any]:
@@ -75,6 +79,68 @@ def test_scales_by_path_wherever_the_state_sits(tx: Any) -> None:
         assert isinstance(scale, jax.Array)
         assert scale.shape == np.shape(want[path])
         np.testing.assert_allclose(scale, want[path], rtol=1e-5)
+
+
+OF_THE_BLOCKS = {
+    "masked": optax.chain(
+        optax.masked(plain(), {"blocks": True, "head": False, "none": False}), optax.adam(1e-3)
+    ),
+    "partition": optax.partition(
+        {"scaled": optax.chain(plain(), optax.sgd(0.1)), "plain": optax.adam(1e-3)},
+        {"blocks": "scaled", "head": "plain", "none": "plain"},
+    ),
+}
+
+
+@pytest.mark.parametrize("tx", OF_THE_BLOCKS.values(), ids=OF_THE_BLOCKS.keys())
+def test_of_a_part_of_the_params_the_rest_is_none(tx: Any) -> None:
+    grads = tree()
+    state, blocks = after_one_step(tx, grads), {**grads, "head": None}
+    scales = layer_scales(state, blocks, stacked("blocks"))
+    for path in ("blocks/bias", "blocks/kernel"):
+        np.testing.assert_allclose(scales.pop(path), expected(grads)[path], rtol=1e-5)
+    assert scales == {}
+    with pytest.raises(ValueError, match="params with None in place of the leaves"):
+        layer_scales(state, grads, stacked("blocks"))
+
+
+@pytest.mark.parametrize("name", [*WRAPPED, *OF_THE_BLOCKS])
+def test_every_diagnostic_has_the_same_layers_and_scales_wherever_the_state_sits(name: str) -> None:
+    grads, layers = tree(), stacked("blocks")
+    state = after_one_step({**WRAPPED, **OF_THE_BLOCKS}[name], grads)
+    params = {**grads, "head": None} if name in OF_THE_BLOCKS else grads
+
+    metrics = scale_metrics(state, params, layers, prefix="")
+    scales = layer_scales(state, params, layers)
+    assert list(metrics.values()) == [x for scale in scales.values() for x in np.ravel(scale)]
+    rows = scale_table(state, params, layers, grads=params).rows
+    assert {row.layer: row.grad_scale for row in rows} == metrics
+    history = ScaleHistory.init(state).record(state)
+    assert list(history.in_order().grad_scale[0]) == list(metrics.values())
+    heat_map = plot_scales(history, params, layers).axes[0]
+    assert [label.get_text() for label in heat_map.get_yticklabels()] == list(metrics)
+
+
+def test_metrics_are_floats_with_one_name_for_each_layer_in_tree_order() -> None:
+    grads = tree()
+    state = after_one_step(plain(), grads)
+    metrics = scale_metrics(state, grads, stacked("blocks"))
+    assert list(metrics) == [
+        *(f"grad_scale/blocks/bias/{layer}" for layer in range(3)),
+        *(f"grad_scale/blocks/kernel/{layer}" for layer in range(3)),
+        *("grad_scale/head/0", "grad_scale/head/1"),
+    ]
+    assert all(type(value) is float for value in metrics.values())
+    flat = np.concatenate([np.ravel(scale) for scale in expected(grads).values()])
+    np.testing.assert_allclose(list(metrics.values()), flat, rtol=1e-5)
+
+
+def test_layers_along_two_axes_have_two_indices_in_their_names() -> None:
+    params = {"w": jnp.ones((2, 3, 4))}
+    layers = {"w": LayerAxes(-1)}
+    state = stablegrad(layers=layers).init(params)
+    names = list(scale_metrics(state, params, layers, prefix="scale of "))
+    assert names == [f"scale of w/{i}/{j}" for i in range(2) for j in range(3)]
 
 
 @pytest.mark.parametrize("layers", [per_leaf, weights_only])

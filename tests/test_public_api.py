@@ -8,9 +8,10 @@ import importlib
 import inspect
 import pkgutil
 import re
+import subprocess
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,16 @@ TABLE = {
     "activation_gain",
     "activation_aware",
     "layer_scales",
+    "scale_metrics",
+    "ScaleHistory",
+    "plot_scales",
+    "scale_table",
 }
 PUBLIC = sorted(set(stablegrad_optax.__all__) | TABLE)
 CLASSES = {
     "StableGradState": ("grad_scale", "reference_scale", "peak_scale"),
     "LayerAxes": ("reduce", "centered"),
+    "ScaleHistory": ("step", "grad_scale", "reference_scale", "stride", "num_seen"),
 }
 
 
@@ -152,17 +158,36 @@ def test_every_argument_is_annotated(name: str) -> None:
         assert signature.return_annotation is not inspect.Signature.empty
 
 
+def imported(nodes: Iterable[ast.AST]) -> set[str]:
+    """The packages outside the standard library that the import statements among these name."""
+    nodes = list(nodes)
+    names = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    names |= {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
+    return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
+
+
 def test_package_is_typed_and_needs_only_jax_and_optax() -> None:
     root = Path(stablegrad_optax.__file__).parent
     assert (root / "py.typed").is_file()
     allowed = {"jax", "optax", "stablegrad_optax", "numpy"}
     for source in root.glob("*.py"):
-        nodes = list(ast.walk(ast.parse(source.read_text())))
-        names = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
-        names |= {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
-        roots = {name.split(".")[0] for name in names}
-        foreign = roots - set(sys.stdlib_module_names) - allowed
+        tree = ast.parse(source.read_text())
+        # What only a picture or a table needs is imported when one is made.
+        foreign = imported(ast.walk(tree)) - allowed - {"matplotlib", "rich"}
+        if source.name != "_picture.py":
+            foreign |= imported(tree.body) - allowed
         assert not foreign, (source.name, foreign)
+
+
+def test_importing_the_package_imports_neither_matplotlib_nor_rich() -> None:
+    loaded = "print(sorted({name.split('.')[0] for name in sys.modules}))"
+    code = f"import sys, jax, optax; {loaded}; import stablegrad_optax; {loaded}"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    before, after = (set(ast.literal_eval(line)) for line in result.stdout.splitlines())
+    assert not (after - before) & {"matplotlib", "rich"}
+    assert "matplotlib" not in after
 
 
 def test_signatures_are_the_designs() -> None:

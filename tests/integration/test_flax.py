@@ -11,9 +11,13 @@ import optax
 import pytest
 
 from stablegrad_optax import (
+    ScaleHistory,
     activation_aware,
     layer_scales,
+    plot_scales,
     prediction_value_and_grad,
+    scale_metrics,
+    scale_table,
     stablegrad,
     stablegrad_adam,
     stacked,
@@ -113,6 +117,44 @@ def test_nnx_optimizer_trains(reference: Any) -> None:
     ]
     assert scale.shape == (3,)
     assert np.all(scale > 0)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda tx: tx,
+        lambda tx: optax.MultiSteps(optax.chain(tx, optax.sgd(0.1)), 1),
+        lambda tx: optax.chain(optax.apply_if_finite(tx, 3), optax.adam(1e-3)),
+    ],
+    ids=["alone", "multi_steps", "chain"],
+)
+def test_diagnostics_of_an_nnx_optimizer(around: Any) -> None:
+    inputs, targets = data()
+    model = Module(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, around(stablegrad()), wrt=nnx.Param)
+    shapes = nnx.state(model, nnx.Param)
+
+    @nnx.jit
+    def step(model: Module, optimizer: nnx.Optimizer, history: ScaleHistory) -> Any:
+        grads = nnx.grad(lambda model: squared(model(inputs), inputs, targets))(model)
+        optimizer.update(model, grads)
+        return grads, history.record(optimizer.opt_state)
+
+    grads, history = step(model, optimizer, ScaleHistory.init(optimizer.opt_state, length=4))
+    names = [f"{path}/value" for path in ("first/bias", "first/kernel", "second/kernel")]
+    want = [jnp.sqrt(jnp.mean(grads["first"]["bias"][...] ** 2))]
+    want += [jnp.std(grads[name]["kernel"][...]) for name in ("first", "second")]
+
+    scales = layer_scales(optimizer.opt_state, shapes)
+    assert list(scales) == names
+    np.testing.assert_allclose(list(scales.values()), want, rtol=1e-5)
+    metrics = scale_metrics(optimizer.opt_state, shapes, prefix="")
+    np.testing.assert_allclose(list(metrics.values()), want, rtol=1e-5)
+    np.testing.assert_allclose(history.in_order().grad_scale, [want], rtol=1e-5)
+    rows = scale_table(optimizer.opt_state, shapes, grads=grads).rows
+    assert [row.layer for row in rows] == names
+    assert not any(row.notes for row in rows)
+    assert len(plot_scales(history, shapes).axes) == 3
 
 
 class Block(nn.Module):
