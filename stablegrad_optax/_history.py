@@ -46,8 +46,8 @@ class ScaleHistory(NamedTuple):
       >>> opt_state = tx.init(params)
       >>> start = (opt_state, sg.ScaleHistory.init(opt_state, length=4))
       >>> (opt_state, history), _ = jax.lax.scan(step, start, jnp.arange(8.0))
-      >>> history.in_order().step, history.in_order().grad_scale.shape
-      (array([0, 2, 4, 6], dtype=int32), (4, 1))
+      >>> history.in_order().step.tolist(), history.in_order().grad_scale.shape
+      ([0, 2, 4, 6], (4, 1))
 
     References:
       The scales are those of StableGrad, `arXiv:2605.19856 <https://arxiv.org/abs/2605.19856>`_.
@@ -58,6 +58,16 @@ class ScaleHistory(NamedTuple):
     reference_scale: Any
     stride: Any
     num_seen: Any
+
+    def __repr__(self) -> str:
+        """On one line: arrays by dtype and shape."""
+
+        def brief(value: Any) -> str:
+            shape = getattr(value, "shape", ())
+            return f"{value.dtype}{list(shape)}" if shape else str(value)
+
+        fields = zip(self._fields, map(brief, self), strict=True)
+        return f"ScaleHistory({', '.join(f'{name}={value}' for name, value in fields)})"
 
     @classmethod
     def init(cls, opt_state: PyTree, length: int = 256) -> "ScaleHistory":

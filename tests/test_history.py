@@ -131,3 +131,13 @@ def test_recording_calls_nothing_on_the_host() -> None:
     program = jax.jit(ScaleHistory.record).lower(history, TX.init(PARAMS)).as_text()
     assert "callback" not in program
     assert "scatter" in program or "dynamic_update_slice" in program
+
+
+def test_it_shows_itself_on_one_line_traced_or_not() -> None:
+    history = ScaleHistory.init(TX.init(PARAMS), 64)
+    arrays = "step=int32[64], grad_scale=float32[64, 2], reference_scale=float32[64]"
+    assert repr(history) == f"ScaleHistory({arrays}, stride=1, num_seen=0)"
+    traced = []
+    jax.eval_shape(lambda h: traced.append(repr(h)), history)
+    assert traced[0].startswith(f"ScaleHistory({arrays}, stride=")
+    assert repr(jax.tree.map(lambda _: None, history)).startswith("ScaleHistory(step=None, ")
