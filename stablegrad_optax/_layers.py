@@ -155,7 +155,8 @@ def stacked(pattern: str, rule: LayerRule = per_leaf) -> LayerRule:
     Args:
       pattern: Regular expression, searched for (``re.search``) in the leaf's path:
         ``jax.tree_util.keystr(path, simple=True, separator="/")``, such as
-        ``"decoder/layers/mlp/kernel"``. Paths in a ``flax.nnx.State`` may end in ``/value``.
+        ``"decoder/layers/mlp/kernel"``. A path that ends in ``/value``, as those in a
+        ``flax.nnx.State`` do, is matched without it too.
       rule: The rule for one slice and for the leaves that do not match. Rules nest, for leaves
         stacked along several leading axes.
 
@@ -189,7 +190,7 @@ def stacked(pattern: str, rule: LayerRule = per_leaf) -> LayerRule:
 
     def stacked_rule(params: PyTree) -> PyTree:
         def is_stacked(path: Path, leaf: Any) -> bool:
-            return regex.search(_joined(_keys(path))) is not None
+            return any(map(regex.search, (_shown(path), _joined(_keys(path)))))
 
         def one_slice(path: Path, leaf: Any, is_stacked: bool) -> Any:
             if not is_stacked:
@@ -197,7 +198,7 @@ def stacked(pattern: str, rule: LayerRule = per_leaf) -> LayerRule:
             shape, dtype = _shape_and_dtype(leaf)
             if not shape:
                 raise ValueError(
-                    f"stacked({pattern!r}): the leaf {_joined(_keys(path))!r} is a scalar and has "
+                    f"stacked({pattern!r}): the leaf {_shown(path)!r} is a scalar and has "
                     "no axis 0 to hold layers; make the pattern more specific."
                 )
             return jax.ShapeDtypeStruct(shape[1:], dtype)
@@ -332,7 +333,7 @@ def layout_of(layers: PyTree | LayerRule, tree: PyTree) -> Layout:
         for path, axes in jax.tree_util.tree_flatten_with_path(axes_tree, is_leaf=_is_none)[0]
     }
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    layout = Layout(tuple(_leaf_layout(_keys(path), leaf, axes_of) for path, leaf in leaves))
+    layout = Layout(tuple(_leaf_layout(path, leaf, axes_of) for path, leaf in leaves))
 
     # A None or MaskedNode in the tree stands for what `layers` may still name.
     known = {_keys(path) for path, _ in leaves}
@@ -352,9 +353,9 @@ def layout_of(layers: PyTree | LayerRule, tree: PyTree) -> Layout:
     return layout
 
 
-def _leaf_layout(keys: Keys, leaf: Any, axes_of: dict[Keys, Any]) -> LeafLayout | None:
+def _leaf_layout(key_path: Path, leaf: Any, axes_of: dict[Keys, Any]) -> LeafLayout | None:
     """The layers of one leaf, checked against its shape and dtype."""
-    path = _joined(keys)
+    path, keys = _shown(key_path), _keys(key_path)
     if keys not in axes_of:
         raise ValueError(
             f"layers has no entry for the leaf {path!r}: give it a LayerAxes, or None to leave it "
@@ -396,12 +397,24 @@ def _shape_and_dtype(leaf: Any) -> tuple[tuple[int, ...], Any]:
 
 
 def _keys(path: Path) -> Keys:
-    """A path as its names, by which trees of different containers can be compared."""
-    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+    """A path as its names, by which trees of different containers can be compared.
+
+    Flax's boxes (``nnx.Variable``, ``linen.Partitioned``) hold their array as ``.value``, and
+    ``nnx.Optimizer`` takes the boxes off between init and update: their name is left out.
+    """
+    is_boxed = path[-1:] == (jax.tree_util.GetAttrKey("value"),)
+    return tuple(
+        jax.tree_util.keystr((key,), simple=True) for key in (path[:-1] if is_boxed else path)
+    )
 
 
 def _joined(keys: Keys) -> str:
     return "/".join(keys)
+
+
+def _shown(path: Path) -> str:
+    """A path as users read and match it, boxes included."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _is_none(leaf: Any) -> bool:

@@ -12,7 +12,14 @@ import numpy as np
 import optax
 import pytest
 
-from stablegrad_optax import LayerAxes, per_leaf, stablegrad, stacked, weights_only
+from stablegrad_optax import (
+    LayerAxes,
+    layer_scales,
+    per_leaf,
+    stablegrad,
+    stacked,
+    weights_only,
+)
 from stablegrad_optax._layers import _split, _split_apart
 
 Rule = tuple[tuple[int, ...], bool] | None
@@ -207,6 +214,28 @@ def test_layers_may_be_a_tree_that_is_callable() -> None:
 
     tx = stablegrad(layers=Linear(LayerAxes(1)))
     assert tx.init(Linear(jnp.ones((3, 4)))).grad_scale.shape == (3,)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Box:
+    """What Flax keeps an array in, and takes off between init and update of an optimizer."""
+
+    value: Any
+
+
+@pytest.mark.parametrize("layers", [stacked("kernel$"), {"kernel": LayerAxes(1), "bias": None}])
+@pytest.mark.parametrize("boxed_layers", [False, True])
+def test_layers_fit_an_array_in_its_box_and_out_of_it(layers: Any, boxed_layers: bool) -> None:
+    if boxed_layers and isinstance(layers, dict):
+        layers = {"kernel": Box(layers["kernel"]), "bias": Box(layers["bias"])}
+    bare = {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(1)}
+    boxed = {name: Box(leaf) for name, leaf in bare.items()}
+    tx = stablegrad(layers=layers)
+    _, state = tx.update(bare, tx.init(boxed))
+    assert state.grad_scale.shape == (3,)
+    assert set(layer_scales(state, boxed, layers)) == {"kernel/value"}
+    assert set(layer_scales(state, bare, layers)) == {"kernel"}
 
 
 def test_a_slash_in_a_key_does_not_confuse_two_leaves() -> None:

@@ -14,6 +14,7 @@ from stablegrad_optax import (
     ScaleHistory,
     activation_aware,
     layer_scales,
+    per_leaf,
     plot_scales,
     prediction_value_and_grad,
     scale_metrics,
@@ -155,6 +156,19 @@ def test_diagnostics_of_an_nnx_optimizer(around: Any) -> None:
     assert [row.layer for row in rows] == names
     assert not any(row.notes for row in rows)
     assert len(plot_scales(history, shapes).axes) == 3
+
+
+@pytest.mark.parametrize("is_pure", [False, True])
+def test_nnx_optimizer_takes_a_tree_of_layers_like_its_state(is_pure: bool) -> None:
+    inputs, targets = data()
+    model = Module(nnx.Rngs(0))
+    params = nnx.state(model, nnx.Param)
+    layers = per_leaf(nnx.to_pure_dict(params) if is_pure else params)
+    optimizer = nnx.Optimizer(model, stablegrad_adam(1e-2, layers=layers), wrt=nnx.Param)
+    optimizer.update(model, nnx.grad(lambda m: squared(m(inputs), inputs, targets))(model))
+    scales = layer_scales(optimizer.opt_state, nnx.state(model, nnx.Param), layers)
+    assert len(scales) == 3
+    assert np.all(np.asarray(list(scales.values())) > 0)
 
 
 class Block(nn.Module):
