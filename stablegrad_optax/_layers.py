@@ -393,7 +393,13 @@ def _shape_and_dtype(leaf: Any) -> tuple[tuple[int, ...], Any]:
     """Of an array, a tracer, a ``ShapeDtypeStruct`` or a Python number."""
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
         return tuple(leaf.shape), leaf.dtype
-    return (), jnp.result_type(leaf)
+    try:
+        return (), jnp.result_type(leaf)
+    except TypeError:
+        raise TypeError(
+            f"stablegrad: params must have arrays or numbers as leaves, got {leaf!r}. Of a model "
+            "that holds functions too give the arrays: eqx.filter(model, eqx.is_inexact_array)."
+        ) from None
 
 
 def _keys(path: Path) -> Keys:

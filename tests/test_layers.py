@@ -238,6 +238,12 @@ def test_layers_fit_an_array_in_its_box_and_out_of_it(layers: Any, boxed_layers:
     assert set(layer_scales(state, bare, layers)) == {"kernel"}
 
 
+@pytest.mark.parametrize("rule", [per_leaf, weights_only, stacked("w")])
+def test_a_leaf_that_is_a_function_is_an_error_that_names_the_filter(rule: Any) -> None:
+    with pytest.raises(TypeError, match=r"arrays or numbers.*tanh.*eqx\.filter"):
+        stablegrad(layers=rule).init({"activation": jnp.tanh, "w": jnp.ones((2, 3))})
+
+
 def test_a_slash_in_a_key_does_not_confuse_two_leaves() -> None:
     params = {"a/b": jnp.ones(4), "a": {"b": jnp.ones((4, 3))}}
     assert stablegrad().init(params).grad_scale.shape == (2,)
