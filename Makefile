@@ -131,7 +131,8 @@ $(FLOORS)/.floors: pyproject.toml | $(UV)
 	@$(FLOORS)/bin/python -c 'import tomllib; \
 	project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	extras = project["optional-dependencies"]; \
-	bounds = project["dependencies"] + extras["diagnostics"] + extras["flax"] + extras["test"]; \
+	names = ("diagnostics", "examples", "flax", "test"); \
+	bounds = sum((extras[name] for name in names), project["dependencies"]); \
 	print(*(b.replace(">=", "==") for b in bounds if ">=" in b), sep="\n")' > $(FLOORS)/floors.txt
 	$(INSTALL) $(FLOORS) --constraint $(FLOORS)/floors.txt --editable ".[test]"
 	@touch $@
