@@ -23,11 +23,16 @@ from stablegrad_optax import layer_scales, stablegrad
 
 def burgers() -> tuple[Params[Any], jinns.data.CubicMeshPDENonStatio, LossPDENonStatio]:
     key = jax.random.key(0)
-    hidden = ((eqx.nn.Linear, 16, 16), (jnp.tanh,)) * 3
     u, nn_params = jinns.nn.PINN_MLP.create(
         key=key,
         eq_type="PDENonStatio",
-        eqx_list=((eqx.nn.Linear, 2, 16), (jnp.tanh,), *hidden, (eqx.nn.Linear, 16, 1)),
+        eqx_list=(
+            (eqx.nn.Linear, 2, 16),
+            (jnp.tanh,),
+            (eqx.nn.Linear, 16, 16),
+            (jnp.tanh,),
+            (eqx.nn.Linear, 16, 1),
+        ),
     )
     params = Params(nn_params=nn_params, eq_params={"nu": jnp.array(0.01 / jnp.pi)})
     points = jinns.data.CubicMeshPDENonStatio(

@@ -26,7 +26,7 @@ EXAMPLES: dict[str, tuple[str, dict[str, float], set[str]]] = {
     "flax_linen": (
         "flax",
         {},
-        {f"Dense_{i}/{name}" for i in range(9) for name in ("kernel", "bias")} - {"Dense_8/bias"},
+        {f"Dense_{i}/{name}" for i in range(5) for name in ("kernel", "bias")} - {"Dense_4/bias"},
     ),
     "flax_nnx": (
         "flax",
@@ -55,8 +55,8 @@ EXAMPLES: dict[str, tuple[str, dict[str, float], set[str]]] = {
     "jinns_burgers": (
         "jinns",
         {"balance": 0.5},
-        {f"nn_params/layers/{i}/{name}" for i in (0, 2, 4, 6, 8) for name in ("weight", "bias")}
-        - {"nn_params/layers/8/bias"},
+        {f"nn_params/layers/{i}/{name}" for i in (0, 2, 4) for name in ("weight", "bias")}
+        - {"nn_params/layers/4/bias"},
     ),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,19 @@ SECTIONS: dict[str, str] = dict(
 LIBRARIES = {"Flax Linen": "flax", "Flax NNX": "flax", "Equinox": "equinox", "Haiku": "haiku"}
 
 
-@pytest.mark.parametrize("section", LIBRARIES)
-def test_the_code_runs_and_has_the_paths_the_text_names(section: str) -> None:
-    pytest.importorskip(LIBRARIES[section])
+@functools.cache
+def after(section: str) -> dict[str, Any]:
+    """The variables after the section's code."""
     (code,) = re.findall(r"```python\n(.*?)```", SECTIONS[section], re.DOTALL)
     variables: dict[str, Any] = {}
     exec(code, variables)
+    return variables
+
+
+@pytest.mark.parametrize("section", LIBRARIES)
+def test_the_code_runs_and_has_the_paths_the_text_names(section: str) -> None:
+    pytest.importorskip(LIBRARIES[section])
+    variables = after(section)
     (named,) = re.findall(r"^Paths: (.*?)[.:]", SECTIONS[section], re.DOTALL | re.MULTILINE)
     assert set(variables["scales"]) == set(re.findall(r"`(.*?)`", named))
     assert np.all(np.asarray(jax.tree.leaves(variables["scales"])) > 0)
@@ -53,9 +61,7 @@ def is_matrix(params: Any) -> Any:
 )
 def test_a_part_of_a_model(section: str, only_matrices: Any) -> None:
     pytest.importorskip(LIBRARIES[section])
-    variables: dict[str, Any] = {}
-    exec(re.findall(r"```python\n(.*?)```", SECTIONS[section], re.DOTALL)[0], variables)
-    grads = variables["grads"]  # like the params
+    grads = after(section)["grads"]  # like the params
     tx = only_matrices(stablegrad())
     updates, opt_state = tx.update(grads, tx.init(grads), grads)
     kept = jax.tree.map(lambda keep, leaf: leaf if keep else None, is_matrix(grads), grads)
