@@ -2,7 +2,7 @@
 
 import html
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -86,6 +86,7 @@ def scale_table(
     *,
     grads: PyTree | None = None,
     balance: float = 1.0,
+    equalize: Literal["std", "norm"] = "std",
     pattern: str = "",
 ) -> ScaleTable:
     r"""Each layer's name, shape, gradient scale and gain, and what stands out.
@@ -113,6 +114,7 @@ def scale_table(
         is looked for. The state does not tell, for it keeps a scale through such a gradient.
       balance: The ``balance`` that was given to :func:`stablegrad`, a float which the state does
         not hold.
+      equalize: The ``equalize`` that was given to :func:`stablegrad`.
       pattern: Regular expression: only layers with a match in their name are shown. The medians
         are still those of all layers.
 
@@ -139,7 +141,7 @@ def scale_table(
       StableGrad, `arXiv:2605.19856 <https://arxiv.org/abs/2605.19856>`_.
     """
     state, layout = state_and_layout(opt_state, params, layers)
-    gain = gain_of(state.grad_scale, layout.entries, balance, state.reference_scale)
+    gain = gain_of(state.grad_scale, layout.entries, balance, state.reference_scale, equalize)
     columns = (
         layer_names(layout),
         [shape for leaf in layout.scaled for shape in [leaf.reduced_shape] * leaf.num_layers],
