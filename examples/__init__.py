@@ -1,0 +1,1 @@
+"""Short scripts to copy from; the test suite runs each."""
