@@ -6,13 +6,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from benchmarks.cost import arms, growth, records, report, times, tpu, training
+from benchmarks.cost import arms, growth, pod, records, report, times, tpu, training
 from benchmarks.pinn.networks import Network
 from benchmarks.pinn.problems import PROBLEMS
 from benchmarks.pinn.task import PinnTask
+from benchmarks.tpu_compiler import devices
+from examples.tpu_pod import SMALL, mesh_of
+from stablegrad_optax import stablegrad
 
 MODULE = """\
 HloModule step
@@ -212,3 +217,26 @@ class TestTpuProgram:
         counted = tpu.measure(cell)
         assert counted["all_reduces"] == 1
         assert counted["all_reduced_numbers"] == 5 * tpu.LEAVES
+
+    @pytest.mark.parametrize("front", ["stablegrad", "stablegrad, delayed"])
+    def test_a_training_step_of_a_pod_takes_one_reduction_more(self, front: str) -> None:
+        alone, ours = (pod.measure(arm, SMALL, "v5p:2x2x1", tensor=2) for arm in ("alone", front))
+        assert ours["all_reduces"] == alone["all_reduces"] + 1
+        for kind in ("all-gather", "reduce-scatter", "all-to-all", "collective-permute"):
+            assert ours[kind] == alone[kind]
+
+    @pytest.mark.parametrize(
+        ("other", "count"), [(("fsdp", "tensor"), 1), (("tensor", "fsdp"), 2), (("fsdp",), 2)]
+    )
+    def test_kernels_share_a_reduction_if_sharded_over_the_same_axes_in_the_same_order(
+        self, other: tuple[str, ...], count: int
+    ) -> None:
+        mesh = mesh_of(devices("v5p:2x2x1"), tensor=2)
+
+        def kernel(*axes: str) -> jax.ShapeDtypeStruct:
+            sharding = NamedSharding(mesh, PartitionSpec(*axes))
+            return jax.ShapeDtypeStruct((256, 256), jnp.float32, sharding=sharding)
+
+        grads, tx = [kernel("fsdp", "tensor"), kernel(*other)], stablegrad()
+        compiled = jax.jit(tx.update).lower(grads, jax.eval_shape(tx.init, grads)).compile()
+        assert tpu.all_reduces(compiled.as_text() or "")["all_reduces"] == count
