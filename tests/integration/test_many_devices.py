@@ -106,23 +106,27 @@ def test_layers_sharded_over_the_same_axes_share_their_all_reduce(other: P, coun
     assert collectives(stablegrad(), grads) == ["all-reduce"] * count
 
 
-def test_within_shard_map_a_shard_is_a_layer_of_its_own() -> None:
+def test_within_shard_map_a_shard_is_a_layer_of_its_own_and_the_state_no_longer_replicated() -> (
+    None
+):
     """What docs/many_devices.md warns of."""
     kernel = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
     kernel *= np.arange(1, 17)[:, None]
-    shards = np.split(kernel, 8)
     tx = stablegrad()
 
-    @partial(
-        jax.shard_map, mesh=example.mesh_of((8, 1, 1)), in_specs=P("data"), out_specs=P("data")
-    )
     def update(grad: jax.Array) -> Any:
         updates, state = tx.update(grad, tx.init(grad))
         return updates, state.grad_scale
 
-    updates, scales = jax.jit(update)(kernel)
-    np.testing.assert_allclose(scales, [shard.std() for shard in shards], rtol=1e-4)
+    def mapped(*out_specs: P) -> Any:
+        mesh = example.mesh_of((8, 1, 1))
+        return jax.jit(jax.shard_map(update, mesh=mesh, in_specs=P("data"), out_specs=out_specs))
+
+    updates, scales = mapped(P("data"), P("data"))(kernel)
+    np.testing.assert_allclose(scales, [shard.std() for shard in np.split(kernel, 8)], rtol=1e-4)
     np.testing.assert_allclose([u.std() for u in np.split(updates, 8)], 1, rtol=1e-4)
+    with pytest.raises(ValueError, match="require replication"):
+        mapped(P("data"), P())(kernel)
 
 
 @pytest.mark.parametrize("platforms", [["tpu"], ["cuda"], ["rocm"], ["tpu", "cuda", "rocm", "cpu"]])
