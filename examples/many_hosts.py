@@ -89,7 +89,7 @@ def train(directory: Path, steps: int) -> None:
         max_to_keep=2,
         cleanup_tmp_directories=True,  # what a lost host left half written
     )
-    with jax.set_mesh(mesh), ocp.CheckpointManager(directory, options=options) as manager:
+    with ocp.CheckpointManager(directory, options=options) as manager:
         job, done = jax.jit(init, out_shardings=shardings_on(mesh))(jax.random.key(0)), 0
         last = manager.latest_step()
         if last is not None:
