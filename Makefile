@@ -89,10 +89,14 @@ build: $(VENV)/.dev ## build the source distribution and the wheel into dist/
 	$(UV) build --quiet
 	$(BIN)/twine check --strict dist/*
 
-test-wheel: build | $(UV) ## install the built wheel alone in an empty environment and import it
+test-wheel: build | $(UV) ## install the built wheel alone in an empty environment and test it there
 	$(call make_venv,$(WHEEL))
 	$(INSTALL) $(WHEEL) dist/*.whl
 	cd $(WHEEL) && bin/python -I -c "import stablegrad_optax as s; print(s.__name__, s.__version__)"
+	@# Every public name's example, from outside of the checkout.
+	$(INSTALL) $(WHEEL) "$$(ls dist/*.whl)[diagnostics,flax]" pytest
+	cd $(WHEEL) && bin/python -m pytest -q -c /dev/null -p no:cacheprovider --doctest-modules \
+	-o "doctest_optionflags=NORMALIZE_WHITESPACE ELLIPSIS" --pyargs stablegrad_optax
 
 clean: ## remove the environments, what was built and the caches
 	rm -rf .uv $(VENV) $(FLOORS) $(OPTAX) $(TPU) $(WHEEL) $(DOCS) dist docs/_build docs/generated \

@@ -20,15 +20,23 @@ PACKAGE = ROOT / "stablegrad_optax"
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("wheel")
+    return built(tmp_path_factory.mktemp("wheel"))
+
+
+def built(out: Path, **environment: str) -> Path:
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", f"--outdir={out}", ROOT]
-    subprocess.run(command, check=True, capture_output=True, text=True)
-    (built,) = out.glob("*.whl")
-    return built
+    environment = {**os.environ, **environment}
+    subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    (wheel,) = out.glob("*.whl")
+    return wheel
 
 
 @pytest.fixture(scope="module")
 def metadata(wheel: Path) -> email.message.Message:
+    return metadata_of(wheel)
+
+
+def metadata_of(wheel: Path) -> email.message.Message:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
         return email.parser.Parser().parsestr(archive.read(name).decode())
@@ -52,6 +60,26 @@ def test_wheel_holds_the_package_its_license_and_nothing_else(wheel: Path) -> No
 
 def test_wheel_has_the_version_of_the_package(metadata: email.message.Message) -> None:
     assert metadata["Version"] == stablegrad_optax.__version__
+
+
+def test_a_released_readme_links_to_the_files_of_its_tag(tmp_path: Path) -> None:
+    repository = "https://example.org/owner/name"
+    readme = metadata_of(built(tmp_path, REPOSITORY_URL=f"{repository}/")).get_payload()
+    tag = f"v{stablegrad_optax.__version__}"
+    assert f"]({repository}/raw/{tag}/docs/images/demo_burgers.png)" in readme
+    assert f"]({repository}/blob/{tag}/docs/when.md)" in readme
+    links = re.findall(r"\]\(([^)]+)\)", str(readme))
+    assert [link for link in links if not link.startswith("https://")] == []
+
+
+def test_the_readme_of_a_wheel_is_that_of_the_repository(metadata: email.message.Message) -> None:
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert str(metadata.get_payload()).strip() == (ROOT / "README.md").read_text().strip()
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {stablegrad_optax.__version__}\n" in citation
 
 
 def test_wheel_states_license_and_python_floor(metadata: email.message.Message) -> None:
