@@ -284,6 +284,23 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         replace(
             _DEPTH,
+            name="pinn-attack",
+            about="whether scales that rise at once, and equal norms, do better on PINNs too",
+            tasks=tasks("burgers poisson-soft", (16,)),
+            arms=tuple(
+                stablegrad_arm(base, decay=decay, attack=attack, balance=0.5, equalize=equalize)
+                for base, equalize in (
+                    ("adam", "std"),
+                    ("sgd", "std"),
+                    ("sgd", "norm"),
+                    ("muon", "std"),
+                )
+                for decay, attack in ((0.0, None), (0.9, 0.0))
+            ),
+            reported_seeds=tuple(range(8)),
+        ),
+        replace(
+            _DEPTH,
             name="pinn-prediction",
             about="which gradient to take for that of the prediction of a PINN",
             tasks=tuple(
