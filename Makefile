@@ -135,7 +135,7 @@ $(FLOORS)/.floors: pyproject.toml | $(UV)
 	@$(FLOORS)/bin/python -c 'import tomllib; \
 	project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	extras = project["optional-dependencies"]; \
-	names = ("diagnostics", "examples", "flax", "test"); \
+	names = ("diagnostics", "examples", "experiments", "flax", "test"); \
 	bounds = sum((extras[name] for name in names), project["dependencies"]); \
 	print(*(b.replace(">=", "==") for b in bounds if ">=" in b), sep="\n")' > $(FLOORS)/floors.txt
 	$(INSTALL) $(FLOORS) --constraint $(FLOORS)/floors.txt --editable ".[test]"

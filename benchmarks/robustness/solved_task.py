@@ -17,6 +17,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from sklearn.datasets import load_breast_cancer, load_digits
 
@@ -67,7 +68,7 @@ def losses(
     tx_of: Callable[[jax.Array], Any], data: str, rate: jax.Array, seed: jax.Array
 ) -> jax.Array:
     """The loss of every step of one run, [STEPS]."""
-    inputs, labels = DATA[data](return_X_y=True)
+    inputs, labels = map(np.asarray, DATA[data](return_X_y=True))
     x, y = jnp.asarray(inputs[:EXAMPLES], jnp.float32), jnp.asarray(labels[:EXAMPLES])
     x = (x - x.mean(0)) / (x.std(0) + 1e-3)
     network, tx = Network(int(labels.max()) + 1), tx_of(rate)
