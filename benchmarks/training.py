@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, gcd
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -51,15 +51,27 @@ class Task(Protocol):
         ...
 
     def init(self, key: jax.Array) -> Any:
-        """The parameters at the start: a dict of dicts, each with a ``kernel``."""
+        """The parameters at the start: dicts, the innermost of which may have a ``kernel``."""
         ...
 
-    def gradients(self, params: Any, key: jax.Array) -> tuple[jax.Array, tuple[Any, Any]]:
-        """The loss of a step, and its gradients by the parameters and by the prediction."""
+    def gradients(self, params: Any, key: Any, /) -> tuple[jax.Array, tuple[Any, Any]]:
+        """The loss of a step, and its gradients by the parameters and by the prediction.
+
+        The step's data are drawn from the key; if the task is ``HostFed``, they are in its place.
+        """
         ...
 
     def evaluate(self, params: Any) -> tuple[jax.Array, Any]:
         """The error, a number, and what is to be shown of the trained network."""
+        ...
+
+
+@runtime_checkable
+class HostFed(Protocol):
+    """A task whose data are made on the host."""
+
+    def batches(self, seed: int, steps: Sequence[int]) -> Any:
+        """A tree of arrays whose axis 0 counts the steps with the given numbers."""
         ...
 
 
@@ -108,11 +120,12 @@ class _State(NamedTuple):
 
 
 class _Settings(NamedTuple):
-    """What tells the cells of a group apart."""
+    """What tells the cells of a group apart; ``stream`` is the index of what the host feeds."""
 
     learning_rate: Any
     numbers: dict[str, Any]
     seed: Any
+    stream: Any
 
 
 @dataclass(frozen=True)
@@ -143,7 +156,8 @@ class Training:
 
     def sharing(self, other: "Training") -> "Training":
         """This training with the other's programs, if they are the same but for their numbers."""
-        if [cell.arm.program for cell in self.cells] == [cell.arm.program for cell in other.cells]:
+        programs = [[cell.arm.program for cell in training.cells] for training in (self, other)]
+        if programs[0] == programs[1] and len(self._streams) == len(other._streams):
             self._compiled.update(other._compiled)
         return self
 
@@ -157,7 +171,8 @@ class Training:
             began = time.perf_counter()
             program = self._program(len(numbers))
             ready, processor = time.perf_counter(), time.process_time()
-            states, chunk = jax.block_until_ready(program(states, settings, numbers))
+            inputs = (states, settings, numbers, self._batches(numbers))
+            states, chunk = jax.block_until_ready(program(*inputs))
             seconds = Seconds(
                 compile=ready - began,
                 train=time.perf_counter() - ready,
@@ -193,6 +208,18 @@ class Training:
         return np.concatenate([share for device in zip(*shares, strict=True) for share in device])
 
     @cached_property
+    def _streams(self) -> list[int]:
+        """The seeds whose data the host makes, which their cells share."""
+        return sorted({cell.seed for cell in self.cells}) if isinstance(self.task, HostFed) else []
+
+    def _batches(self, numbers: np.ndarray) -> Any:
+        """What the host feeds to the steps with the given numbers, [steps, streams, ...]."""
+        if not isinstance(self.task, HostFed):
+            return ()
+        made = [self.task.batches(seed, numbers.tolist()) for seed in self._streams]
+        return jax.tree.map(lambda *arrays: np.stack(arrays, axis=1), *made)
+
+    @cached_property
     def _settings(self) -> tuple[_Settings, ...]:
         def of(cells: list[Cell]) -> _Settings:
             names = [name for name, _ in cells[0].arm.numbers]
@@ -203,7 +230,10 @@ class Training:
                     for name in names
                 },
                 np.array([cell.seed for cell in cells], np.uint32),
+                np.array([streams.get(cell.seed, 0) for cell in cells], np.uint32),
             )
+
+        streams = {seed: index for index, seed in enumerate(self._streams)}
 
         return tuple(of([self.cells[index] for index in group]) for group in self._groups)
 
@@ -233,11 +263,15 @@ class Training:
             settings = jax.tree.map(self._of_cells, self._settings)
             states = jax.tree.map(self._of_cells, jax.eval_shape(self._start, settings))
             numbers = jax.ShapeDtypeStruct((length,), np.uint32)
+            batches = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct((length, *leaf.shape[1:]), leaf.dtype),
+                self._batches(np.arange(1)),
+            )
             lowered = self._lower(
                 self._advance,
-                (cells, cells, everywhere),
+                (cells, cells, everywhere, everywhere),
                 (cells, Chunk(of_steps, of_steps, of_steps, cells, cells)),
-                *(states, settings, numbers),
+                *(states, settings, numbers, batches),
             )
             self._compiled[length] = lowered.compile()
         return self._compiled[length]
@@ -280,9 +314,13 @@ class Training:
         )
 
     def _advance(
-        self, states: tuple[_State, ...], settings: tuple[_Settings, ...], numbers: jax.Array
+        self,
+        states: tuple[_State, ...],
+        settings: tuple[_Settings, ...],
+        numbers: jax.Array,
+        batches: Any,
     ) -> tuple[tuple[_State, ...], Chunk]:
-        """The steps with the given numbers, then an evaluation."""
+        """The steps with the given numbers, on what the host feeds to them; then an evaluation."""
         sizes = [len(group.seed) for group in settings]
         data_keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed))[1])(
             _seeds(settings)
@@ -300,12 +338,18 @@ class Training:
             params = optax.apply_updates(state.params, updates)
             return _State(params, scaling_state, base_state), scaled
 
+        streams = jnp.concatenate([group.stream for group in settings])
+
         def step(
-            states: tuple[_State, ...], number: jax.Array
+            states: tuple[_State, ...], given: tuple[jax.Array, Any]
         ) -> tuple[tuple[_State, ...], tuple[jax.Array, ...]]:
-            keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(data_keys)
+            number, batch = given
+            if isinstance(self.task, HostFed):
+                data = jax.tree.map(lambda leaf: leaf[streams], batch)
+            else:
+                data = jax.vmap(lambda key: jax.random.fold_in(key, number))(data_keys)
             params = _join([state.params for state in states])
-            loss, gradients = jax.vmap(self.task.gradients)(params, keys)
+            loss, gradients = jax.vmap(self.task.gradients)(params, data)
             done = [
                 jax.vmap(lambda *arguments, group=group: update(group, *arguments))(
                     settings[group], states[group], *of_group
@@ -316,20 +360,21 @@ class Training:
             log = (loss, self._scales(gradients[0]), self._scales(scaled))
             return tuple(state for state, _ in done), log
 
-        states, (loss, before, after) = jax.lax.scan(step, states, numbers)
+        states, (loss, before, after) = jax.lax.scan(step, states, (numbers, batches))
         error, shown = jax.vmap(self.task.evaluate)(_join([state.params for state in states]))
         return states, Chunk(loss, before, after, error, shown)
 
     def _scales(self, grads: Any) -> jax.Array:
         """The std of each layer's kernel gradient, [cells, layers]."""
+
+        def scale(part: str, kernel: jax.Array) -> jax.Array:
+            if part not in self.task.stacked:
+                kernel = kernel[:, None]
+            return jnp.std(kernel, axis=tuple(range(2, kernel.ndim)))
+
+        leaves = jax.tree.leaves_with_path(grads)
         return jnp.concatenate(
-            [
-                jnp.std(layer["kernel"], axis=(2, 3))
-                if key in self.task.stacked
-                else jnp.std(layer["kernel"], axis=(1, 2))[:, None]
-                for key, layer in sorted(grads.items())
-            ],
-            axis=1,
+            [scale(path[0].key, leaf) for path, leaf in leaves if path[-1].key == "kernel"], axis=1
         )
 
 
