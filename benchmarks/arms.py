@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import jax
 import optax
+from optax.contrib import MuonDimensionNumbers
 
 from benchmarks.peers import block_normalized, gradient_stabilizer, on_each_layer, z_normalized
 from benchmarks.variants import compressor
@@ -24,6 +26,19 @@ def _by_layer(make: Callable[..., optax.GradientTransformation]) -> Callable[...
     return lambda rate, stacked_keys: on_each_layer(lambda: make(rate), stacked_keys)
 
 
+def _muon(rate: Rate) -> optax.GradientTransformation:
+    """Muon, to which a convolution's kernel is a matrix too: of outputs, and of all else."""
+
+    def matrices(params: Any) -> Any:
+        def axes(leaf: Any) -> MuonDimensionNumbers | None:
+            others = tuple(range(leaf.ndim - 1))
+            return MuonDimensionNumbers(others, len(others)) if others else None
+
+        return jax.tree.map(axes, params)
+
+    return optax.contrib.muon(rate, muon_weight_dimension_numbers=matrices)
+
+
 BASES: dict[str, Callable[[Rate, Stacked], optax.GradientTransformation]] = {
     "adam": _elementwise(optax.adam),
     # Where gradients are near eps, Adam's step shrinks with them. This control tells what a
@@ -34,7 +49,7 @@ BASES: dict[str, Callable[[Rate, Stacked], optax.GradientTransformation]] = {
     "sgd": _elementwise(partial(optax.sgd, momentum=0.9)),
     "lamb": _by_layer(optax.lamb),
     "novograd": _by_layer(optax.novograd),
-    "muon": _by_layer(optax.contrib.muon),
+    "muon": _by_layer(_muon),
 }
 """Base optimizers, for a learning rate and the keys of stacked parameters."""
 
