@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import records, runner
-from benchmarks.experiments import EXPERIMENTS
+from benchmarks.experiments import EXPERIMENTS, with_settings
 from benchmarks.interrupts import deferred_interrupt
 
 
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             for name in options.experiments:
                 runner.run(
-                    EXPERIMENTS[name],
+                    with_settings(EXPERIMENTS[name], options.set),
                     options.records,
                     together=options.together,
                     deadline=deadline,
@@ -53,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             console.print("Interrupted. What was finished is recorded; the same command goes on.")
             return 130
+        except FileNotFoundError as error:  # images, and how to get them
+            console.print(f"error: {error}")
+            return 2
         except runner.Stopped:
             console.print("Time is over. What was finished is recorded; the same command goes on.")
     return 0
@@ -82,8 +85,31 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             command.add_argument(
                 "--minutes", type=float, default=float("inf"), help="stop after that time"
             )
+            command.add_argument(
+                "--set",
+                nargs="+",
+                type=_setting,
+                default=[],
+                metavar="NAME=VALUE",
+                help="another setting of the tasks and networks, such as width=1 data=cifar100",
+            )
             command.add_argument("--commit", help="commit that the records name (default: git's)")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.command == "run":
+        options.set = dict(options.set)
+        try:
+            for name in options.experiments:
+                with_settings(EXPERIMENTS[name], options.set)
+        except ValueError as error:
+            parser.error(str(error))
+    return options
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, such as width=1")
+    return name, value
 
 
 if __name__ == "__main__":

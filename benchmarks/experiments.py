@@ -1,14 +1,16 @@
 """The experiments, as data: which tasks, which arms, how many steps, which seeds."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 
 from benchmarks.arms import ADAMW_PEERS, ARMS, PEERS, Arm, compressor_arm, stablegrad_arm
+from benchmarks.normfree.convnets import NETWORKS, ConvNet
 from benchmarks.normfree.networks import DeepNetwork
-from benchmarks.normfree.task import ClassificationTask
+from benchmarks.normfree.task import ClassificationTask, ConvolutionTask
 from benchmarks.pinn.networks import Network
 from benchmarks.pinn.problems import PROBLEMS
 from benchmarks.pinn.task import PREDICTIONS, PinnTask
@@ -46,6 +48,40 @@ class Experiment:
         """The learning rates of an arm's sweep."""
         powers = np.arange(self.num_rates) / self.rates_per_decade
         return [float(f"{rate:.3g}") for rate in arm.first_rate * 10.0**powers]
+
+
+def with_settings(experiment: Experiment, settings: Mapping[str, str]) -> Experiment:
+    """The experiment with other settings of its tasks and their networks, such as ``width``.
+
+    Args:
+        experiment: The experiment.
+        settings: Values as text, by the name of the task's or the network's attribute.
+
+    Raises:
+        ValueError: A task has no such setting, or the value is none for it.
+    """
+
+    def changed(owner: Any) -> Any:
+        mine = [field.name for field in fields(owner) if field.name in settings]
+        return replace(
+            owner, **{name: _parsed(getattr(owner, name), settings[name]) for name in mine}
+        )
+
+    def task(old: Any) -> Any:
+        known = {field.name for owner in (old, old.network) for field in fields(owner)}
+        known -= {"network", "name"}  # what tells the tasks of an experiment apart
+        if unknown := sorted(settings.keys() - known):
+            raise ValueError(
+                f"{old.title} has no {', '.join(unknown)}: set one of {', '.join(sorted(known))}"
+            )
+        return replace(changed(old), network=changed(old.network))
+
+    return replace(experiment, tasks=tuple(map(task, experiment.tasks))) if settings else experiment
+
+
+def _parsed(old: Any, text: str) -> Any:
+    """The text as a value of the same type."""
+    return text == "True" if isinstance(old, bool) else type(old)(text)
 
 
 def tasks(
@@ -220,6 +256,41 @@ NORMFREE = Experiment(
     reported_seeds=tuple(range(5)),
 )
 
+# The lowest learning rates of the sweeps that do not start a decade above those for the classifiers
+# of before, as factors of them: these networks do not explode at their start.
+_CONVOLUTION_STARTS = {"sgd": 1000, "clip_sgd": 1}
+
+
+def _for_convolutions(arm: Arm) -> Arm:
+    arm = _for_classifiers(arm)
+    usual = 1 if arm.base == "sgd" and arm.scaling == "stablegrad" else 10
+    return replace(arm, first_rate=arm.first_rate * _CONVOLUTION_STARTS.get(arm.name, usual))
+
+
+_IMAGES = Experiment(
+    "normfree-images",
+    "which optimizer trains ResNet-50 and EfficientNetV2-S without BatchNorm",
+    tuple(ConvolutionTask("fashion_mnist", ConvNet(name), batch=32) for name in NETWORKS),
+    tuple(
+        _for_convolutions(arm)
+        for arm in (
+            *(ARMS[name] for name in ("adamw", "clip_adamw", "agc_adamw")),
+            *(ARMS[name] for name in ("sgd", "clip_sgd", "muon", "novograd")),
+            *(ARMS[f"gradient_stabilizer_{base}"] for base in ("adamw", "sgd")),
+            *(
+                stablegrad_arm(base, 1.0, decay=0.0, balance=balance)
+                for base in ("adamw", "sgd")
+                for balance in (0.0, 0.5, 1.0)
+            ),
+        )
+    ),
+    steps=600,
+    num_rates=6,
+    rates_per_decade=2,
+    tuning_seeds=(100,),
+    reported_seeds=(0, 1, 2),
+)
+
 # Ideas for SGD, which has the layers' norms in its steps, and for AdamW, which does not.
 _NORMFREE_VARIANTS = tuple(
     _for_classifiers(
@@ -352,6 +423,18 @@ EXPERIMENTS: dict[str, Experiment] = {
                 for shape, depth in (("residual", 150), ("plain", 20), ("residual", 300))
             ),
             arms=_NORMFREE_TO_CONFIRM,
+        ),
+        _IMAGES,
+        replace(
+            _IMAGES,
+            name="normfree-images-batchnorm",
+            about="what the same networks come to with BatchNorm",
+            tasks=tuple(
+                replace(task, network=replace(task.network, batch_norm=True))
+                for task in _IMAGES.tasks
+                if isinstance(task, ConvolutionTask)
+            ),
+            arms=tuple(arm for arm in _IMAGES.arms if arm.name in ("adamw", "sgd")),
         ),
     )
 }

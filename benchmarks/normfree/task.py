@@ -1,32 +1,28 @@
-"""A network to be trained to tell images apart, as the trainer of all experiments wants it."""
+"""Networks to be trained to tell images apart, as the trainer of all experiments wants them."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from benchmarks.normfree.convnets import ConvNet
 from benchmarks.normfree.data import DATA, Images
-from benchmarks.normfree.networks import DeepNetwork, Params
+from benchmarks.normfree.networks import DeepNetwork
 from stablegrad_optax import prediction_value_and_grad
+
+Params = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class ClassificationTask:
-    """Images, a network and the size of a batch.
-
-    Attributes:
-        data: Name of the images, one of ``DATA``.
-        network: The network that tells them apart.
-        batch: Images of a step, drawn afresh for each, with replacement.
-    """
+class _ImageTask:
+    """What the tasks of all networks have in common: images, by their name in ``DATA``."""
 
     data: str
-    network: DeepNetwork
-    batch: int = 64
 
-    stacked = ("hidden",)
     solved_below = 0.1
     """Nine of ten test images are classified correctly."""
 
@@ -43,6 +39,22 @@ class ClassificationTask:
     def unlearned(self) -> float:
         """The error of a guess."""
         return 1 - 1 / self.images.classes
+
+
+@dataclass(frozen=True)
+class ClassificationTask(_ImageTask):
+    """Images, a fully connected network and the size of a batch.
+
+    Attributes:
+        data: Name of the images, one of ``DATA``.
+        network: The network that tells them apart.
+        batch: Images of a step, drawn afresh for each, with replacement.
+    """
+
+    network: DeepNetwork
+    batch: int = 64
+
+    stacked = ("hidden",)
 
     @property
     def title(self) -> str:
@@ -73,13 +85,7 @@ class ClassificationTask:
         chosen = jax.random.randint(key, (self.batch,), 0, len(self.images.train_labels))
         inputs = jnp.asarray(self.images.train_inputs)[chosen]
         labels = jnp.asarray(self.images.train_labels)[chosen]
-
-        def loss(logits: jax.Array) -> jax.Array:
-            return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-
-        return prediction_value_and_grad(lambda params: self.network.apply(params, inputs), loss)(
-            params
-        )
+        return _gradients(lambda params: self.network.apply(params, inputs), labels, params)
 
     def evaluate(self, params: Params) -> tuple[jax.Array, jax.Array]:
         """The share of test images that are classified wrongly, and the same again to be shown.
@@ -87,6 +93,107 @@ class ClassificationTask:
         It is not a number where a logit is not.
         """
         logits = self.network.apply(params, jnp.asarray(self.images.test_inputs))
-        wrong = jnp.mean(jnp.argmax(logits, axis=1) != jnp.asarray(self.images.test_labels))
-        error = jnp.where(jnp.all(jnp.isfinite(logits)), wrong, jnp.nan)
+        error = _error(logits, self.images.test_labels)
         return error, error
+
+
+@dataclass(frozen=True)
+class ConvolutionTask(_ImageTask):
+    """Images, a convolutional network, and how much of them a step and an evaluation take.
+
+    The host moves and mirrors the images of a batch. The networks of a program take their steps one
+    after another: each fills the processor, and side by side their convolutions would be one with
+    groups, which is slow on CPUs.
+
+    Attributes:
+        data: Name of the images, one of ``DATA``.
+        network: The network that tells them apart.
+        batch: Images of a step.
+        evaluated: Test images of an evaluation, the first of all. BatchNorm gets its statistics for
+            it from as many training images, so that it has no state beside the parameters.
+    """
+
+    network: ConvNet
+    batch: int = 64
+    evaluated: int = 1000
+
+    @property
+    def stacked(self) -> Sequence[str]:
+        """The stages' blocks after the first."""
+        return self.network.stacked(self.images.shape[-1], self.images.classes)
+
+    @property
+    def title(self) -> str:
+        """The task in a few words."""
+        network = self.network
+        norm = " with BatchNorm" * network.batch_norm
+        return f"{self.data}, {network.name}{norm}, width {network.width:g}"
+
+    def describe(self) -> dict[str, Any]:
+        """What identifies the task in a record."""
+        return {
+            "data": self.data,
+            "network": self.network.name,
+            "batch_norm": self.network.batch_norm,
+            "width": self.network.width,
+            "batch": self.batch,
+            "evaluated": self.evaluated,
+        }
+
+    def init(self, key: jax.Array) -> Params:
+        """The network's parameters."""
+        return self.network.init(key, self.images.shape[-1], self.images.classes)
+
+    def batches(self, seed: int, steps: Sequence[int]) -> dict[str, Any]:
+        """The batches of the given steps."""
+        # Here, for the demo lists all experiments and does not install grain.
+        from benchmarks.normfree.batches import batches
+
+        return batches(self.images, self.batch, seed, steps)
+
+    def gradients(
+        self, params: Params, batch: dict[str, jax.Array]
+    ) -> tuple[jax.Array, tuple[Params, Any]]:
+        """The cross-entropy of a batch, and its gradients by parameters and logits."""
+
+        @jax.custom_batching.sequential_vmap
+        def of_one(params: Params, batch: dict[str, jax.Array]) -> Any:
+            def predict(params: Params) -> jax.Array:
+                return self.network.apply(params, batch["image"], self.images.classes)
+
+            return _gradients(predict, batch["label"], params)
+
+        return of_one(params, batch)
+
+    def evaluate(self, params: Params) -> tuple[jax.Array, jax.Array]:
+        """The share of the evaluated images that are classified wrongly, twice as above."""
+        images, count = self.images, self.evaluated
+        test, measured = (
+            jnp.asarray(inputs[:count].reshape(-1, *images.shape))
+            for inputs in (images.test_inputs, images.train_inputs)
+        )
+
+        @jax.custom_batching.sequential_vmap
+        def of_one(params: Params) -> jax.Array:
+            logits = self.network.apply(params, test, images.classes, measured)
+            return _error(logits, images.test_labels[:count])
+
+        error = of_one(params)
+        return error, error
+
+
+def _gradients(
+    predict: Callable[[Params], jax.Array], labels: jax.Array, params: Params
+) -> tuple[jax.Array, tuple[Params, Any]]:
+    """The cross-entropy of the logits, and its gradients by parameters and logits."""
+
+    def loss(logits: jax.Array) -> jax.Array:
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+    return prediction_value_and_grad(predict, loss)(params)
+
+
+def _error(logits: jax.Array, labels: np.ndarray) -> jax.Array:
+    """The share of wrong classes; not a number where a logit is not."""
+    wrong = jnp.mean(jnp.argmax(logits, axis=1) != jnp.asarray(labels))
+    return jnp.where(jnp.all(jnp.isfinite(logits)), wrong, jnp.nan)
