@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from benchmarks.experiments import NORMFREE
+from benchmarks.experiments import EXPERIMENTS, NORMFREE
 from benchmarks.pages import fill
 from benchmarks.records import FOLDER
 from benchmarks.results import Results, draw_errors, results_table, style
@@ -32,6 +32,8 @@ def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> No
         tables[shape] = results_table(part)
         draw_errors(part, images / f"normfree_{shape}.png")
         draw_scales(part, images / f"normfree_{shape}_scales.png")
+    for name in ("variants", "confirm"):
+        tables[name] = results_table(Results(EXPERIMENTS[f"normfree-{name}"], folder))
     fill(page, tables)
 
 
