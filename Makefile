@@ -43,9 +43,10 @@ test: $(VENV)/.dev ## run the whole test suite
 	$(BIN)/$(PYTEST) $(ARGS)
 
 test-floors: $(FLOORS)/.floors ## run the package's tests on the oldest supported versions
-	@# Killing and resuming a job is slow, and no different there.
+	@# Killing and resuming jobs is slow, and no different there.
 	$(QUICKLY) $(FLOORS)/bin/$(PYTEST) stablegrad_optax $(PACKAGE_TESTS) \
-	--ignore tests/integration/test_kill_and_resume.py $(ARGS)
+	--ignore tests/integration/test_kill_and_resume.py \
+	--ignore tests/integration/test_many_hosts.py $(ARGS)
 
 test-optax: $(OPTAX)/.optax ## run optax's own tests, of a pinned release, against the package
 	$(QUICKLY) $(OPTAX)/bin/$(PYTEST) tests/optax_suites $(ARGS)
