@@ -77,8 +77,8 @@ types: $(VENV)/.dev ## check the types
 
 check: lint format-check types ## lint, format-check and types
 
-notebooks: $(VENV)/.dev ## execute the quickstart notebook again, in place
-	$(BIN)/jupyter execute --inplace notebooks/01_quickstart.ipynb
+notebooks: $(VENV)/.dev ## execute the notebooks again, in place
+	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 docs: $(DOCS)/.docs ## build the documentation site into docs/_build; warnings are errors
 	JAX_PLATFORMS=cpu $(DOCS)/bin/python -m sphinx --fail-on-warning --keep-going --quiet \

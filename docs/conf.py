@@ -1,6 +1,5 @@
 """The documentation site, built by ``make docs`` from these pages, docstrings and notebooks."""
 
-import shutil
 from pathlib import Path
 
 import stablegrad_optax
@@ -8,13 +7,11 @@ import stablegrad_optax
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 
-# Sphinx reads nothing outside its own folder.
-shutil.copytree(
-    ROOT / "notebooks",
-    HERE / "notebooks",
-    ignore=shutil.ignore_patterns(".*"),
-    dirs_exist_ok=True,
-)
+# Sphinx reads nothing outside its own folder, and there this folder is not called docs.
+(HERE / "notebooks").mkdir(exist_ok=True)
+for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+    text = notebook.read_text(encoding="utf-8").replace("](../docs/", "](../")
+    (HERE / "notebooks" / notebook.name).write_text(text, encoding="utf-8")
 
 project = "stablegrad_optax"
 author = "The stablegrad_optax authors"
