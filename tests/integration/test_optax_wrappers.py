@@ -325,7 +325,7 @@ def test_flatten_around_it_makes_all_params_one_layer() -> None:
     size = np.sqrt(np.mean(everything**2))
     assert_close(optax.tree.get(state, "grad_scale"), np.float32([size]))
     assert_close(updates, jax.tree.map(lambda g: g / size, GRADS[0]))
-    with pytest.raises(ValueError, match=r"scales of shape \(1,\)"):
+    with pytest.raises(ValueError, match=r"scales have shape \(1,\)"):
         layer_scales(state, PARAMS)
 
 
