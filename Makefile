@@ -81,7 +81,7 @@ notebooks: $(VENV)/.dev ## execute the notebooks again, in place
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 docs: $(DOCS)/.docs ## build the documentation site into docs/_build; warnings are errors
-	JAX_PLATFORMS=cpu $(DOCS)/bin/python -m sphinx --fail-on-warning --keep-going --quiet \
+	JAX_PLATFORMS=cpu $(DOCS)/bin/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet \
 	--builder html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 

@@ -38,7 +38,7 @@ copybutton_exclude = ".linenos, .gp, .go"  # the prompt and the output of an exa
 html_theme = "sphinx_book_theme"
 html_title = "stablegrad_optax"
 html_static_path = ["_static"]
-html_css_files = ["wide_tables.css"]
+html_css_files = ["tables.css"]
 html_theme_options = {
     "navbar_persistent": [],  # the sidebar has the search
     "show_navbar_depth": 1,
