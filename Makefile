@@ -43,10 +43,11 @@ test: $(VENV)/.dev ## run the whole test suite
 	$(BIN)/$(PYTEST) $(ARGS)
 
 test-floors: $(FLOORS)/.floors ## run the package's tests on the oldest supported versions
-	@# Killing and resuming jobs is slow, and no different there.
+	@# Killing and resuming jobs is slow, and no different there; documents are about the newest.
 	$(QUICKLY) $(FLOORS)/bin/$(PYTEST) stablegrad_optax $(PACKAGE_TESTS) \
 	--ignore tests/integration/test_kill_and_resume.py \
-	--ignore tests/integration/test_many_hosts.py $(ARGS)
+	--ignore tests/integration/test_many_hosts.py \
+	--ignore-glob "*_document.py" $(ARGS)
 
 test-optax: $(OPTAX)/.optax ## run optax's own tests, of a pinned release, against the package
 	$(QUICKLY) $(OPTAX)/bin/$(PYTEST) tests/optax_suites $(ARGS)
@@ -96,7 +97,7 @@ test-wheel: build | $(UV) ## install the built wheel alone in an empty environme
 	cd $(WHEEL) && bin/python -I -c "import stablegrad_optax as s; print(s.__name__, s.__version__)"
 	@# Every public name's example, from outside of the checkout.
 	$(INSTALL) $(WHEEL) "$$(ls dist/*.whl)[diagnostics,flax]" pytest
-	cd $(WHEEL) && bin/python -m pytest -q -c /dev/null -p no:cacheprovider --doctest-modules \
+	cd $(WHEEL) && $(QUICKLY) bin/python -m pytest -q -c /dev/null -p no:cacheprovider --doctest-modules \
 	-o "doctest_optionflags=NORMALIZE_WHITESPACE ELLIPSIS" --pyargs stablegrad_optax
 
 clean: ## remove the environments, what was built and the caches
