@@ -44,7 +44,7 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 def measure(front: str, config: Config, topology: str, tensor: int) -> dict[str, int]:
     """Compile the training step for all chips of a topology, and count in the program of a chip.
 
-    ``all_reduces`` and ``all_reduced_numbers`` are those that every step runs once. The kinds of
+    ``all_reduces`` and ``all_reduced_numbers`` are those outside of the loops. The kinds of
     collectives are counted in the whole text: those of the loop over the blocks, and of the branch
     that only the first step takes with ``delayed=True``, are in it.
     """
@@ -76,7 +76,7 @@ def row(front: str, counted: dict[str, int]) -> str:
     others = ", ".join(f"{counted[kind]} {kind}" for kind in COLLECTIVES)
     return (
         f"{front}: {counted['all_reduces']} all-reduces of {counted['all_reduced_numbers']} "
-        f"numbers in what every step runs once,\n"
+        f"numbers outside of the loops,\n"
         f"    {counted['hbm_bytes'] / 2**30:.3f} GiB from and to HBM there, "
         f"{counted['temporary_bytes'] / 2**30:.3f} GiB temporary;\n"
         f"    in the whole program {others}"
