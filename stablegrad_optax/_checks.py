@@ -39,16 +39,7 @@ def check_options(
                 "(In bfloat16 0.999 is 1: give optax.inject_hyperparams a "
                 "hyperparam_dtype=jnp.float32.)"
             )
-    if not 0 <= _concrete("balance", balance, 0.0) <= 1:
-        raise ValueError(
-            f"stablegrad: balance must be in [0, 1], got {balance}: 1 gives every layer its own "
-            "scale, 0 gives all layers the pooled one."
-        )
-    if equalize not in ("std", "norm"):
-        raise ValueError(
-            f"stablegrad: equalize must be 'std' or 'norm', got {equalize!r}: what every layer's "
-            "gradient is brought to alike, the scale of its entries or its norm."
-        )
+    check_gain_options(balance, equalize)
     if not 0 <= _concrete("fade_below", fade_below, 0.0) <= 1:
         raise ValueError(
             f"stablegrad: fade_below must be in [0, 1], got {fade_below}: it is the fraction of "
@@ -62,6 +53,20 @@ def check_options(
             f"stablegrad: layers must be a function of params or a pytree of LayerAxes | None that "
             f"matches them, got {layers!r}. (optax.inject_hyperparams takes any function for a "
             "schedule and calls it: give it static_args=('layers',).)"
+        )
+
+
+def check_gain_options(balance: Any, equalize: Any) -> None:
+    """Raise for the options that a gain depends on, as ``check_options`` does."""
+    if not 0 <= _concrete("balance", balance, 0.0) <= 1:
+        raise ValueError(
+            f"stablegrad: balance must be in [0, 1], got {balance}: 1 gives every layer its own "
+            "scale, 0 gives all layers the pooled one."
+        )
+    if not isinstance(equalize, str) or equalize not in ("std", "norm"):
+        raise ValueError(
+            f"stablegrad: equalize must be 'std' or 'norm', got {equalize!r}: what every layer's "
+            "gradient is brought to alike, the scale of its entries or its norm."
         )
 
 

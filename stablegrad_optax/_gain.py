@@ -39,8 +39,9 @@ def gain_of(
     rest = jnp.where(beyond, largest / jnp.where(beyond, exact, largest), 1)
     target = reference_scale
     if equalize == "norm":  # entries of a large layer are to be smaller than those of a small one
-        shrinkage = np.sqrt(np.mean(entries) / np.maximum(entries, 1)) if entries.size else entries
-        target = target * jnp.asarray(shrinkage, scale.dtype) ** b
+        mean = np.sum(entries) / max(np.count_nonzero(entries), 1)
+        growth = np.sqrt(np.maximum(mean, 1) / np.maximum(entries, 1))
+        target = target * jnp.asarray(growth, scale.dtype) ** b
     return Gain(jnp.where(seen, target, 1) * rest, jnp.minimum(exact, largest))
 
 

@@ -59,7 +59,7 @@ def layer_names(layout: Layout) -> list[str]:
 def in_depth_order(names: list[str], pattern: str) -> list[int]:
     """Indices of the names with the pattern, numbers in them by size: layer 2 before layer 10."""
     matching = [index for index, name in enumerate(names) if re.search(pattern, name)]
-    if not matching:
+    if names and not matching:
         raise ValueError(f"pattern {pattern!r} is in none of the layers' names: {names}.")
     # Splitting at numbers gives text and numbers in turn, so that like is compared with like.
     return sorted(

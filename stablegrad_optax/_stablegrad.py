@@ -100,12 +100,14 @@ def stablegrad(
         with a memory a spike still is. ``docs/pinn.md`` has both measured.
       attack: :math:`d` where :math:`\sigma_{l,t} > s_{l,t-1}`, in [0, 1); None for ``decay``. With
         ``decay=0.9, attack=0`` a scale rises at once and falls slowly, as in an audio compressor:
-        no update is larger than the reference, and one after a spike is small.
+        with ``balance=1``, and not ``delayed``, no update's scale is above :math:`r_t`, and after a
+        spike updates are small. With ``decay=0``, ``attack=0`` changes nothing.
       balance: :math:`b` in [0, 1]. 1 gives every layer its own scale, as the paper does; 0 gives
         all layers the pooled scale and keeps their proportions.
       equalize: What the layers' updates have alike with ``balance=1``: ``"std"``, the scale of
         their entries, or ``"norm"``, for which :math:`r_t` is multiplied by
-        :math:`(\bar n / n_l)^{b/2}` with the mean :math:`\bar n` of the layers' :math:`n_l`.
+        :math:`(\bar n / n_l)^{b/2}` with the mean :math:`\bar n` of the layers' :math:`n_l`. A clip
+        behind ``delayed`` must then leave room for the small layers, which are that much larger.
       fade_below: :math:`f` in [0, 1]. The default :math:`2^{-23}`, the rounding of float32, keeps
         the gains from blowing up rounding errors once there is nothing left to learn; for a network
         that computes in bfloat16 that is :math:`2^{-8}`. 1 lets the reference fall with the

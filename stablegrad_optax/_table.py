@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from stablegrad_optax._checks import check_gain_options
 from stablegrad_optax._gain import gain_of
 from stablegrad_optax._inspect import in_depth_order, layer_names, state_and_layout
 from stablegrad_optax._layers import LayerRule, Layout, layout_of, per_leaf
@@ -96,8 +97,9 @@ def scale_table(
     .. math::
         r_t \,\big/\, (s_{l,t}^{\,b}\; \bar s_t^{\,1-b}),
 
-    of the last step; with ``delayed`` it is that of the next. What stands out, beside the other
-    layers' median :math:`m` (of those that are not dead) and the layer's own peak :math:`p_l`:
+    of the last step, with the factor of ``equalize="norm"``; with ``delayed`` it is that of the
+    next. What stands out, beside the other layers' median :math:`m` (of those that are not dead)
+    and the layer's own peak :math:`p_l`:
 
     - unseen: no update was made yet,
     - dead: :math:`s_{l,t} = 0`, all of the layer's finite gradients were zeros,
@@ -124,8 +126,8 @@ def scale_table(
       the order of the names, numbers in them by size.
 
     Raises:
-      ValueError: As :func:`layer_scales`; ``grads`` are not like ``params``; or the pattern matches
-        no layer.
+      TypeError, ValueError: As :func:`layer_scales`; ``balance`` or ``equalize`` is not one of
+        :func:`stablegrad`; ``grads`` are not like ``params``; or the pattern matches no layer.
 
     Example:
       >>> import jax.numpy as jnp, optax, stablegrad_optax as sg
@@ -140,6 +142,7 @@ def scale_table(
     References:
       StableGrad, `arXiv:2605.19856 <https://arxiv.org/abs/2605.19856>`_.
     """
+    check_gain_options(balance, equalize)
     state, layout = state_and_layout(opt_state, params, layers)
     gain = gain_of(state.grad_scale, layout.entries, balance, state.reference_scale, equalize)
     columns = (

@@ -153,6 +153,14 @@ def test_equal_norms_are_equal_and_the_updates_root_mean_square_is_the_reference
     assert norms["small"] == pytest.approx(0.5 * np.sqrt((1200 + 7) / 2), rel=1e-4)
 
 
+def test_layers_without_entries_do_not_count_for_equal_norms() -> None:
+    grads = {"empty": np.zeros((0, 4), np.float32), "full": np.ones(3, np.float32)}
+    layers = {"empty": LayerAxes((0, 1)), "full": LayerAxes((0,), centered=False)}
+    tx = stablegrad(equalize="norm", layers=layers)
+    updates, _ = jax.jit(tx.update)(grads, tx.init(grads))
+    np.testing.assert_allclose(updates["full"], 1.0, rtol=1e-5)
+
+
 @pytest.mark.parametrize("size", [1e-37, 1e37, float(np.finfo(np.float32).max)])
 @pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
 def test_a_steady_gradient_keeps_its_scale_at_the_ends_of_the_range(

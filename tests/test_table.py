@@ -59,6 +59,28 @@ def test_the_gain_is_what_the_update_was_multiplied_by(balance: float, reference
         np.testing.assert_allclose(updates[row.layer] / grads[row.layer], row.gain, rtol=1e-5)
 
 
+def test_the_gain_of_equal_norms_is_what_the_update_was_multiplied_by() -> None:
+    options = {"balance": 0.5, "equalize": "norm"}
+    grads = {"large": jnp.arange(12.0).reshape(4, 3), "small": jnp.ones(2)}
+    tx = stablegrad(**options)
+    updates, state = jax.jit(tx.update)(grads, tx.init(grads))
+    gains = {row.layer: row.gain for row in scale_table(state, grads, **options).rows}
+    for name, gain in gains.items():
+        np.testing.assert_allclose(updates[name], grads[name] * gain, rtol=1e-5)
+
+
+@pytest.mark.parametrize("option", [{"equalize": "l2"}, {"equalize": None}, {"balance": 7.0}])
+def test_options_that_stablegrad_would_refuse_are_errors(option: dict[str, Any]) -> None:
+    state = stablegrad().init(PARAMS)
+    with pytest.raises(ValueError, match=next(iter(option))):
+        scale_table(state, PARAMS, **option)
+
+
+def test_a_model_without_layers_has_an_empty_table() -> None:
+    params = {"scalar": jnp.ones(())}
+    assert scale_table(stablegrad().init(params), params).rows == ()
+
+
 @pytest.mark.parametrize(
     ("scale", "note"),
     [(0.0, "dead"), (1001.0, "exploding"), (1 / 1001, "vanishing"), (999.0, ""), (1 / 999, "")],
