@@ -35,9 +35,9 @@ def check_options(
     for name, value in (("decay", decay), ("attack", 0.0 if attack is None else attack)):
         if not 0 <= _concrete(name, value, 0.0) < 1:
             raise ValueError(
-                f"stablegrad: {name} must be in [0, 1), got {value}, after rounding to its dtype. "
-                "(In bfloat16 0.999 is 1: give optax.inject_hyperparams a "
-                "hyperparam_dtype=jnp.float32.)"
+                f"stablegrad: {name} must be in [0, 1), got {value}: how much of the running scale "
+                "a step keeps. (0.999 rounds to 1 in bfloat16: give optax.inject_hyperparams "
+                "a hyperparam_dtype=jnp.float32.)"
             )
     check_gain_options(balance, equalize)
     if not 0 <= _concrete("fade_below", fade_below, 0.0) <= 1:

@@ -16,7 +16,7 @@ def running(
     *,
     keep_through_zeros: bool = False,
 ) -> jax.Array:
-    """The running scale after a step; as it was where the statistic is not finite."""
+    """The running scale after a step; as it was where what would move it is not finite."""
     d, statistic = jnp.asarray(decay, scale.dtype), statistic.astype(scale.dtype)
     if attack is not None:
         d = jnp.where(statistic > scale, jnp.asarray(attack, scale.dtype), d)
@@ -26,7 +26,7 @@ def running(
     unit = jnp.where(larger < 2**-60, 2**-60, 1).astype(scale.dtype)
     mean = (d * (scale / unit) + (1 - d) * (statistic / unit)) * unit
     moved = jnp.where(scale == 0, statistic, jnp.where(mean > larger, larger, mean))
-    is_news = jnp.isfinite(statistic)
+    is_news = jnp.isfinite(statistic) & ~jnp.isnan(moved)  # as with a decay that is not a number
     if keep_through_zeros:
         is_news &= statistic > 0
     return jnp.where(is_news, moved, scale)

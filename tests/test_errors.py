@@ -98,6 +98,22 @@ def test_traced_options_are_never_checked(option: str) -> None:
     step(-1.0)
 
 
+@pytest.mark.parametrize("option", ["decay", "attack"])
+def test_a_traced_nan_never_enters_the_state(option: str) -> None:
+    grads = normal(SMALL)
+
+    @jax.jit
+    def step(value: jax.Array) -> Any:
+        tx = stablegrad(**{option: value})
+        _, state = tx.update(grads, tx.init(grads))
+        larger = {name: 2 * gradient for name, gradient in grads.items()}
+        return state, tx.update(larger, state)[1]
+
+    before, after = step(np.nan)
+    np.testing.assert_array_equal(after.grad_scale, before.grad_scale)
+    chex.assert_tree_all_finite(after)
+
+
 @pytest.mark.standard_promotion
 def test_inject_hyperparams_with_a_schedule_on_decay() -> None:
     schedule = lambda count: 0.2 * count  # noqa: E731
