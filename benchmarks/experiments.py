@@ -424,6 +424,24 @@ EXPERIMENTS: dict[str, Experiment] = {
             ),
             arms=_NORMFREE_TO_CONFIRM,
         ),
+        replace(
+            NORMFREE,
+            name="normfree-memory",
+            about="the control of attack: the same memory without it",
+            tasks=tuple(
+                ClassificationTask("digits", DeepNetwork(depth, shape="residual"))
+                for depth in (50, 150)
+            ),
+            arms=tuple(
+                _for_classifiers(stablegrad_arm(base, decay=0.9, balance=b, equalize=equalize))
+                for base, b, equalize in (
+                    ("sgd", 1.0, "std"),
+                    ("sgd", 1.0, "norm"),
+                    ("adamw", 1.0, "std"),
+                    ("adamw", 0.5, "std"),
+                )
+            ),
+        ),
         _IMAGES,
         replace(
             _IMAGES,

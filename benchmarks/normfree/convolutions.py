@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from benchmarks.normfree.convnets import is_stacked
+
 Activation = Callable[[jax.Array], jax.Array]
 Norm = Callable[..., nnx.BatchNorm] | None
 
@@ -124,5 +126,5 @@ class Stages(nnx.Module):
         run_rest = nnx.scan(lambda x, block: block(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
         for name in self.names:
             part = getattr(self, name)
-            x = run_rest(x, part) if name.endswith("_rest") else part(x)
+            x = run_rest(x, part) if is_stacked(name) else part(x)
         return x
