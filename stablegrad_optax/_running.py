@@ -43,10 +43,16 @@ def peak(before: jax.Array | None, scale: jax.Array, statistic: jax.Array) -> ja
 def known(before: jax.Array, after: jax.Array, take_after: Callable[[], jax.Array]) -> jax.Array:
     """The scales before this step, and those after it for layers seen for the first time.
 
-    A branch that takes the statistic once more, not a select: past the first step no gain then
-    waits for this step's statistic, which can ride in the pass that applies the gains.
+    On a TPU or GPU a branch that takes the statistic once more, not a select: past the first step
+    no gain then waits for this step's statistic, which can ride in the pass that applies the gains.
+    On a CPU nothing rides along.
     """
     before = before + jnp.zeros_like(after)  # under shard_map both branches must vary alike
-    return jax.lax.cond(
-        jnp.all(before > 0), lambda: before, lambda: jnp.where(before > 0, before, take_after())
-    )
+
+    def known_or(after: jax.Array) -> jax.Array:
+        return jnp.where(before > 0, before, after)
+
+    def without_waiting() -> jax.Array:
+        return jax.lax.cond(jnp.all(before > 0), lambda: before, lambda: known_or(take_after()))
+
+    return jax.lax.platform_dependent(cpu=lambda: known_or(after), default=without_waiting)

@@ -26,28 +26,26 @@ PyTree = Any
 
 def layer_statistic(tree: PyTree, layout: Layout) -> jax.Array:
     """Std or RMS of each layer, [num_layers]; NaN for a layer with an entry that is not finite."""
-    scaled = [
+    leaves = [
         (values, leaf.reduce)
         for values, leaf in zip(jax.tree.leaves(tree), layout.leaves, strict=True)
         if leaf is not None
     ]
-    dtype = statistic_dtype(tree)
-    if not scaled:
-        return jnp.zeros(0, dtype)
-    leaves, reduce = zip(*scaled, strict=True)
-    sums = _sums_of_layers(leaves, reduce, dtype, _has_complex(tree))
-    return _from_sums(sums, layout.entries, layout.centered)
+    if not leaves:
+        return jnp.zeros(0, statistic_dtype(tree))
+    return _from_sums(_sums_of(leaves, tree), layout.entries, layout.centered)
 
 
 def population_statistic(tree: PyTree) -> jax.Array:
     """Std of all entries of all leaves taken together, []; NaN if one of them is not finite."""
-    dtype, has_complex = statistic_dtype(tree), _has_complex(tree)
-    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    leaves = [(leaf, tuple(range(jnp.ndim(leaf)))) for leaf in jax.tree.leaves(tree)]
     if not leaves:
-        return jnp.zeros((), dtype)
-    sums = [_sums(leaf, tuple(range(leaf.ndim)), dtype, has_complex) for leaf in leaves]
-    of_all = [jnp.sum(jnp.stack(one), axis=0) for one in zip(*sums, strict=True)]
-    return _from_sums(of_all, np.array([sum(leaf.size for leaf in leaves)]), np.array([True]))[0]
+        return jnp.zeros((), statistic_dtype(tree))
+    of_all = jax.tree.map(
+        lambda total: jnp.sum(total, axis=-1, keepdims=True), _sums_of(leaves, tree)
+    )
+    entries = np.array([sum(jnp.size(leaf) for leaf, _ in leaves)])
+    return _from_sums(of_all, entries, np.array([True]))[0]
 
 
 def statistic_dtype(tree: PyTree) -> jnp.dtype:
@@ -58,8 +56,18 @@ def statistic_dtype(tree: PyTree) -> jnp.dtype:
     return jax.dtypes.canonicalize_dtype(jnp.float64 if wide else jnp.float32)
 
 
-def _has_complex(tree: PyTree) -> bool:
-    return any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(tree))
+class _Sums(NamedTuple):
+    """Of each layer, float[3, num_layers] each: in the unit of big, middle and small entries."""
+
+    squares: jax.Array
+    entries: list[jax.Array]  # of the real and, in trees with complex leaves, the imaginary parts
+
+
+def _sums_of(leaves: list[tuple[jax.Array, tuple[int, ...]]], tree: PyTree) -> _Sums:
+    """The sums of leaves of the tree over the axes that are beside them."""
+    values, reduce = zip(*leaves, strict=True)
+    has_complex = any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(tree))
+    return _sums_of_layers(values, reduce, statistic_dtype(tree), has_complex)
 
 
 class _Windows(NamedTuple):
@@ -83,7 +91,7 @@ class _Windows(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))  # leaves that are alike are traced once
-def _sums(
+def _windowed_sums(
     values: jax.Array, reduce: tuple[int, ...], dtype: jnp.dtype, has_complex: bool
 ) -> list[jax.Array]:
     """Sums over the reduced axes, float[layers] each.
@@ -124,40 +132,68 @@ def _sums_of_layers(
     reduce: tuple[tuple[int, ...], ...],
     dtype: jnp.dtype,
     has_complex: bool,
-) -> list[jax.Array]:
-    """The sums of ``_sums`` for all layers, float[num_layers] each."""
-    windows = _Windows.of(dtype)
+) -> _Sums:
+    """The sums of all layers, in as few reads as the platform can do with."""
+    unit, limit, enough, shift = _Windows.of(dtype)
 
-    def joined(sums_of: Callable[..., list[jax.Array]]) -> list[jax.Array]:
+    def joined(sums_of: Callable[..., list[jax.Array]], *options: Any) -> list[jax.Array]:
         sums = (
-            sums_of(leaf, axes, dtype, has_complex)
+            sums_of(leaf, axes, dtype, has_complex, *options)
             for leaf, axes in zip(leaves, reduce, strict=True)
         )
         return [jnp.concatenate(list(map(_replicated, one))) for one in zip(*sums, strict=True)]
 
-    # XLA:CPU makes a pass of every sum, and vectorizes plain ones best.
-    def plain_first() -> list[jax.Array]:
-        middle, *entry_sums = joined(_plain_sums)
-        none = jnp.zeros_like(middle)
-        of_entries = [part for total in entry_sums for part in (none, total * windows.shift)]
-        return jax.lax.cond(
-            jnp.all((middle >= windows.enough) & (middle <= windows.limit**2)),
-            lambda: [none, middle, none, *of_entries],
-            lambda: joined(_sums),
-        )
+    def in_one_read() -> _Sums:
+        big, middle, small, *entries = joined(_windowed_sums)
+        in_windows = [
+            jnp.stack([of_big * (shift / unit), of_other * (1 / shift), of_other * (unit / shift)])
+            for of_big, of_other in zip(entries[::2], entries[1::2], strict=True)
+        ]
+        return _Sums(jnp.stack([big, middle, small]), in_windows)
 
-    return jax.lax.platform_dependent(cpu=plain_first, default=lambda: joined(_sums))
+    # XLA:CPU makes a pass of every sum, and vectorizes plain ones best. Many sums take it long to
+    # compile, so that the windows are the turns of a loop.
+    def plain_first() -> _Sums:
+        plain = joined(_sums_in_unit)
+
+        def of_plain() -> list[jax.Array]:
+            none = jnp.zeros_like(plain[0])
+            return [jnp.stack([none, total, none]) for total in plain]
+
+        def of_windows() -> list[jax.Array]:
+            factors = jnp.array([1 / unit, 1, unit], dtype)
+            limits = jnp.array([jnp.inf, limit, limit], dtype)
+            return jax.lax.map(lambda window: joined(_sums_in_unit, *window), (factors, limits))
+
+        are_safe = jnp.all((plain[0] >= enough) & (plain[0] <= limit**2))
+        squares, *entries = jax.lax.cond(are_safe, of_plain, of_windows)
+        return _Sums(squares, entries)
+
+    return jax.lax.platform_dependent(cpu=plain_first, default=in_one_read)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
-def _plain_sums(
-    values: jax.Array, reduce: tuple[int, ...], dtype: jnp.dtype, has_complex: bool
+def _sums_in_unit(
+    values: jax.Array,
+    reduce: tuple[int, ...],
+    dtype: jnp.dtype,
+    has_complex: bool,
+    factor: jax.Array | None = None,
+    limit: jax.Array | None = None,
 ) -> list[jax.Array]:
-    """The sum of squares, and of the entries, of the real and the imaginary parts."""
+    """Sums of the squares, and of the real and imaginary parts: of all entries times the factor."""
+
+    def within(part: jax.Array, room: int) -> jax.Array:
+        if factor is None or limit is None:
+            return part
+        return jnp.clip(part * factor, -room * limit, room * limit)
+
     parts = [jnp.real(values), jnp.imag(values)] if has_complex else [jnp.real(values)]
     parts = [part.astype(dtype) for part in parts]
-    squares = sum(part * part for part in parts)
-    return [jnp.sum(term, axis=reduce).ravel() for term in (squares, *parts)]
+    squares = sum(within(part, 1) ** 2 for part in parts)
+    # Other limits, for XLA:CPU would write to memory what two sums share.
+    terms = [squares, *(within(part, 2) for part in parts)]
+    return [jnp.sum(term, axis=reduce).ravel() for term in terms]
 
 
 def _replicated(x: jax.Array) -> jax.Array:
@@ -166,25 +202,24 @@ def _replicated(x: jax.Array) -> jax.Array:
     return jax.sharding.reshard(x, jax.sharding.PartitionSpec()) if is_spread else x
 
 
-def _from_sums(sums: list[jax.Array], entries: np.ndarray, centered: np.ndarray) -> jax.Array:
+def _from_sums(sums: _Sums, entries: np.ndarray, centered: np.ndarray) -> jax.Array:
     """Std or RMS of each layer from its sums, [num_layers]."""
-    dtype, limits = sums[0].dtype, jnp.finfo(sums[0].dtype)
-    (big, middle, small), entry_sums = sums[:3], sums[3:]
+    dtype, limits = sums.squares.dtype, jnp.finfo(sums.squares.dtype)
     root_entries = jnp.asarray(np.sqrt(np.maximum(entries, 1)), dtype)
 
     # Every layer in the largest unit in which there is enough of it.
-    unit, _, enough, shift = _Windows.of(dtype)
+    unit, _, enough, _ = _Windows.of(dtype)
+    big, middle, _ = sums.squares
     is_big, is_middle = big >= enough, middle >= enough
 
     def choose(of_big: Any, of_middle: Any, of_small: Any) -> jax.Array:
         return jnp.where(is_big, of_big, jnp.where(is_middle, of_middle, of_small))
 
-    norm = root(choose(big, middle, small))
+    norm = root(choose(*sums.squares))
     layer_unit = choose(unit, 1.0, 1 / unit).astype(dtype)
     total = jnp.zeros_like(norm)
-    for of_big, of_other in zip(entry_sums[::2], entry_sums[1::2], strict=True):
-        part = choose(of_big * (shift / unit), of_other * (1 / shift), of_other * (unit / shift))
-        total = jnp.hypot(total, part)
+    for part in sums.entries:
+        total = jnp.hypot(total, choose(*part))
 
     # The mean beside the RMS.
     mean_fraction = jnp.minimum(total / jnp.where(norm > 0, norm * root_entries, 1), 1)

@@ -100,26 +100,38 @@ MUTATIONS = [
     Mutation(
         "plain sums of squares that vanish",
         "statistics",
-        "(middle >= windows.enough) & (middle <= windows.limit**2)",
-        "middle <= windows.limit**2",
+        "(plain[0] >= enough) & (plain[0] <= limit**2)",
+        "plain[0] <= limit**2",
     ),
     Mutation(
         "plain sums of squares that overflow",
         "statistics",
-        "(middle >= windows.enough) & (middle <= windows.limit**2)",
-        "middle >= windows.enough",
+        "(plain[0] >= enough) & (plain[0] <= limit**2)",
+        "plain[0] >= enough",
     ),
     Mutation(
         "plain sums if one layer has them",
         "statistics",
-        "jnp.all((middle >= windows.enough)",
-        "jnp.any((middle >= windows.enough)",
+        "jnp.all((plain[0] >= enough)",
+        "jnp.any((plain[0] >= enough)",
     ),
     Mutation(
-        "entries of plain sums in another unit",
+        "windows of a loop in another order",
         "statistics",
-        "(none, total * windows.shift)",
-        "(none, total)",
+        "[1 / unit, 1, unit]",
+        "[unit, 1, 1 / unit]",
+    ),
+    Mutation(
+        "no limit to the entries of a window",
+        "statistics",
+        "[jnp.inf, limit, limit]",
+        "[jnp.inf, jnp.inf, jnp.inf]",
+    ),
+    Mutation(
+        "a limit to big entries",
+        "statistics",
+        "[jnp.inf, limit, limit]",
+        "[limit, limit, limit]",
     ),
     Mutation(
         "an infinity made by a constant is folded away",
@@ -142,8 +154,8 @@ MUTATIONS = [
     Mutation(
         "entries of big layers summed in the small unit",
         "statistics",
-        "choose(of_big * (shift / unit),",
-        "choose(of_other * (1 / shift / unit),",
+        "[of_big * (shift / unit),",
+        "[of_other * (1 / shift / unit),",
     ),
     Mutation(
         "n - 1 in place of n", "statistics", "np.maximum(entries, 1)", "np.maximum(entries - 1, 1)"
@@ -180,6 +192,12 @@ MUTATIONS = [
     # The running scale.
     Mutation("decay and its complement swapped", "running", "(d * (scale", "((1 - d) * (scale"),
     Mutation(
+        "attack ignored",
+        "running",
+        "jnp.where(statistic > scale, jnp.asarray(attack, scale.dtype), d)",
+        "d",
+    ),
+    Mutation(
         "first statistic averaged with zero",
         "running",
         "jnp.where(scale == 0, statistic, ",
@@ -201,8 +219,8 @@ MUTATIONS = [
     Mutation(
         "delayed first step unscaled",
         "running",
-        "lambda: jnp.where(before > 0, before, take_after())",
-        "lambda: before",
+        "return jnp.where(before > 0, before, after)",
+        "return before",
     ),
     Mutation(
         "delayed never in the steady state",
@@ -232,6 +250,12 @@ MUTATIONS = [
         "jnp.ones_like(limit)",
     ),
     # The gain and the update.
+    Mutation(
+        "equal norms whatever the balance",
+        "gain",
+        "jnp.asarray(growth, scale.dtype) ** b",
+        "jnp.asarray(growth, scale.dtype)",
+    ),
     Mutation("balance ignored", "gain", "own**b * pooled ** (1 - b)", "own", tests="stablegrad"),
     Mutation(
         "pooled scale blind to sizes",
@@ -316,7 +340,7 @@ MUTATIONS = [
     Mutation(
         "prediction reference not averaged",
         "stablegrad",
-        "running(state.reference_scale, seen, decay)",
+        "running(state.reference_scale, seen, decay, attack)",
         "seen",
     ),
     # What a layer is.
@@ -340,8 +364,8 @@ MUTATIONS = [
     Mutation(
         "single layers read with their neighbour",
         "layers",
-        "jnp.pad(piece, (0, 1))",
-        "jnp.pad(piece, (0, 1), constant_values=1)",
+        "jnp.pad(pieces[index], (0, 1))",
+        "jnp.pad(pieces[index], (0, 1), constant_values=1)",
     ),
     # Around it.
     Mutation(
@@ -356,8 +380,8 @@ MUTATIONS = [
     Mutation(
         "a decay of 1 passes",
         "checks",
-        '_concrete("decay", decay, 0.0) < 1',
-        '_concrete("decay", decay, 0.0) <= 1',
+        "_concrete(name, value, 0.0) < 1",
+        "_concrete(name, value, 0.0) <= 1",
     ),
 ]
 
