@@ -58,6 +58,7 @@ test-tpu: $(TPU)/.tpu ## count the passes of the program that the TPU's compiler
 
 cost: $(TPU)/.tpu ## measure what the transform costs, and write the tables of docs/cost.md
 	JAX_PLATFORMS=cpu $(TPU)/bin/python -m benchmarks.cost tpu
+	$(TPU)/bin/python -m benchmarks.cost gpu
 	$(TPU)/bin/python -m benchmarks.cost time
 	$(TPU)/bin/python -m benchmarks.cost training
 	$(TPU)/bin/python -m benchmarks.cost growth

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from benchmarks.cost import arms, growth, pod, records, report, times, tpu, training
+from benchmarks.cost import arms, gpu, growth, pod, programs, records, report, times, tpu, training
+from benchmarks.cost.__main__ import main
 from benchmarks.pinn.networks import Network
 from benchmarks.pinn.problems import PROBLEMS
 from benchmarks.pinn.task import PinnTask
@@ -50,18 +51,18 @@ ENTRY %main (p.1: f32[8,8], g.1: f32[8,8]) -> f32[8,8] {
 
 
 def test_passes_are_those_of_every_step() -> None:
-    assert tpu.passes(MODULE, num_gradients=1) == 2
-    assert tpu.passes(MODULE.replace("fusion(%p.1, %g.1)", "fusion(%p.1)"), 1) == 1
+    assert programs.passes(MODULE, num_gradients=1) == 2
+    assert programs.passes(MODULE.replace("fusion(%p.1, %g.1)", "fusion(%p.1)"), 1) == 1
 
 
 def test_sums_and_reductions_are_found() -> None:
-    assert tpu.sums_on_matmuls(MODULE) == 1
-    assert tpu.sums_on_matmuls(MODULE.replace("convolution", "add")) == 0
-    assert tpu.all_reduces(MODULE) == {"all_reduces": 1, "all_reduced_numbers": 5}
+    assert programs.sums_on_matmuls(MODULE) == 1
+    assert programs.sums_on_matmuls(MODULE.replace("convolution", "add")) == 0
+    assert programs.all_reduces(MODULE) == {"all_reduces": 1, "all_reduced_numbers": 5}
 
 
 def test_traffic_is_that_of_hbm_once_and_of_the_largest_branch() -> None:
-    assert tpu.hbm_bytes(MODULE) == (256 + 4) + 5 * 256 + 2 * 4 + (3 + 2) * 4
+    assert programs.hbm_bytes(MODULE) == (256 + 4) + 5 * 256 + 2 * 4 + (3 + 2) * 4
     prefetched = MODULE.replace(
         "  ROOT %new = f32[8,8]{1,0} fusion(%p.1, %g.1)",
         """\
@@ -69,7 +70,7 @@ def test_traffic_is_that_of_hbm_once_and_of_the_largest_branch() -> None:
   %done = f32[8,8]{1,0:T(8,128)S(1)} copy-done(%start)
   ROOT %new = f32[8,8]{1,0} fusion(%p.1, %done)""",
     )
-    assert tpu.hbm_bytes(prefetched) == tpu.hbm_bytes(MODULE)
+    assert programs.hbm_bytes(prefetched) == programs.hbm_bytes(MODULE)
 
 
 def test_what_is_recorded_is_not_measured_again(tmp_path: Path) -> None:
@@ -86,6 +87,28 @@ def test_what_is_recorded_is_not_measured_again(tmp_path: Path) -> None:
     assert record["bytes"] == 7.0
     assert "jax" in record["versions"]
     assert len((tmp_path / "cost_tpu.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.standard_promotion
+def test_a_gpu_is_counted_by_its_own_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU in its place: its compiler makes a pass of every sum."""
+    monkeypatch.setattr(gpu, "PLATFORM", "cpu")
+    monkeypatch.setattr(programs, "SHAPE", (8, 8))
+    cells = [cell for cell in gpu.cells() if cell["base"] == "sgd"]
+    assert [cell["arm"] for cell in cells] == ["alone", "stablegrad", "stablegrad, delayed"]
+    alone, ours = (gpu.measure(cell) for cell in cells[:2])
+    assert alone["passes"] < ours["passes"]
+    assert alone["bytes"] < ours["bytes"]
+
+
+def test_without_a_gpu_nothing_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "PLATFORM", "a platform that JAX does not know")
+    monkeypatch.setattr("sys.argv", ["cost", "gpu", "--records", str(tmp_path)])
+    main()
+    assert capsys.readouterr().out == "No GPU is at hand: nothing was measured.\n"
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.standard_promotion
@@ -196,7 +219,7 @@ class TestTpuProgram:
         cell = {"chip": "v5p", "devices": 1, "base": "adam", "arm": "alone", "grads": "float32"}
         counted = tpu.measure(cell)
         assert counted["hbm_bytes"] == pytest.approx(counted["bytes"], rel=1e-4)
-        assert counted["hbm_bytes"] == pytest.approx(7 * tpu.LEAVES * 4 * 4096**2, rel=1e-4)
+        assert counted["hbm_bytes"] == pytest.approx(7 * programs.LEAVES * 4 * 4096**2, rel=1e-4)
 
     @pytest.mark.parametrize(
         ("front", "units"),
@@ -209,14 +232,14 @@ class TestTpuProgram:
     def test_ready_optimizers_that_move_no_more_than_adam(self, front: str, units: int) -> None:
         cell = {"chip": "v5p", "devices": 1, "base": "adam", "arm": front, "grads": "float32"}
         traffic = tpu.measure(cell)["later_hbm_bytes"]
-        assert traffic == pytest.approx(units * tpu.LEAVES * 4 * 4096**2, rel=1e-4)
+        assert traffic == pytest.approx(units * programs.LEAVES * 4 * 4096**2, rel=1e-4)
 
     @pytest.mark.parametrize("front", ["stablegrad", "stablegrad, delayed"])
     def test_sharded_layers_take_one_reduction(self, front: str) -> None:
         cell = {"chip": "v5p", "devices": 4, "base": "adam", "arm": front, "grads": "float32"}
         counted = tpu.measure(cell)
         assert counted["all_reduces"] == 1
-        assert counted["all_reduced_numbers"] == 5 * tpu.LEAVES
+        assert counted["all_reduced_numbers"] == 5 * programs.LEAVES
 
     @pytest.mark.parametrize("front", ["stablegrad", "stablegrad, delayed"])
     def test_a_training_step_of_a_pod_takes_one_reduction_more(self, front: str) -> None:
@@ -239,4 +262,4 @@ class TestTpuProgram:
 
         grads, tx = [kernel("fsdp", "tensor"), kernel(*other)], stablegrad()
         compiled = jax.jit(tx.update).lower(grads, jax.eval_shape(tx.init, grads)).compile()
-        assert tpu.all_reduces(compiled.as_text() or "")["all_reduces"] == count
+        assert programs.all_reduces(compiled.as_text() or "")["all_reduces"] == count

@@ -1,6 +1,7 @@
 """Measure a kind of cost, line by line; what is recorded is not measured again.
 
 tpu       bytes and passes, by the TPU compiler of the package libtpu
+gpu       the same by the compiler of the GPU at hand; nothing where there is none
 time      time of the optimizer's step on the CPU or GPU at hand
 training  time of a whole training step of the demo's PINN there
 growth    tracing and compilation, by the number of leaves
@@ -13,9 +14,9 @@ from pathlib import Path
 import jax
 from rich.progress import track
 
-from benchmarks.cost import growth, records, report, times, tpu, training
+from benchmarks.cost import gpu, growth, records, report, times, tpu, training
 
-KINDS = {"tpu": tpu, "time": times, "training": training, "growth": growth}
+KINDS = {"tpu": tpu, "gpu": gpu, "time": times, "training": training, "growth": growth}
 
 
 def main() -> None:
@@ -34,7 +35,11 @@ def main() -> None:
     if options.kind == "tpu":
         jax.config.update("jax_platforms", "cpu")  # libtpu is there, a TPU need not be
     kind = KINDS[options.kind]
-    for cell in track(list(kind.cells()), description=f"Measuring {options.kind}"):
+    cells = list(kind.cells())
+    if not cells:
+        print("No GPU is at hand: nothing was measured.")
+        return
+    for cell in track(cells, description=f"Measuring {options.kind}"):
         record = records.measured(
             options.kind, cell, lambda cell=cell: kind.measure(cell), options.records
         )

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from benchmarks.cost.tpu import all_reduces, hbm_bytes
+from benchmarks.cost.programs import all_reduces, hbm_bytes
 from benchmarks.tpu_compiler import devices
 from benchmarks.versions import versions
 from examples.tpu_pod import LARGE, RULES, Config, job, mesh_of

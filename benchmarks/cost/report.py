@@ -34,11 +34,14 @@ def write(
 def tables(folder: Path = RECORDS) -> dict[str, str]:
     """Each table as Markdown, by the name of its marker."""
     return {
-        "tpu": markdown(
-            ["chip", "chips", "base", "gradients", "arm", "bytes", "later steps",
-             "HBM, later steps", "passes", "all-reduces", "temporary"],
-            tpu_rows(folder),
-        ),
+        **{
+            kind: markdown(
+                ["chip", "chips", "base", "gradients", "arm", "bytes", "later steps",
+                 "HBM, later steps", "passes", "all-reduces", "temporary"],
+                traffic_rows(kind, folder),
+            )
+            for kind in ("tpu", "gpu")
+        },
         "time": markdown(
             ["device", "base", "parameters", *_fronts("time", folder)],
             ratio_rows("time", folder, lambda record: f"{record['parameters']:.0e}"),
@@ -91,10 +94,10 @@ def _is_large(record: dict[str, Any]) -> bool:
     return record["base"] == "adam" and record["parameters"] == 10**8
 
 
-def tpu_rows(folder: Path) -> Iterator[list[str]]:
+def traffic_rows(kind: str, folder: Path) -> Iterator[list[str]]:
     """Ratios of bytes to the base optimizer alone on the same chips."""
     keys = ("chip", "devices", "base", "grads", "program")
-    for key, records in _grouped(read("tpu", folder), keys).items():
+    for key, records in _grouped(read(kind, folder), keys).items():
         alone = records["alone"]
         for arm, record in records.items():
             if arm == "alone":
