@@ -16,8 +16,11 @@ FOLDER = Path(__file__).parent / "records"
 Record = dict[str, Any]
 """One arm on one task: ``learning_rates`` [rates], ``seeds`` [seeds], ``errors`` [rates][seeds].
 
-An error that is not finite is null. Runs on the reported seeds also have ``error_curve``, the
-median error over the run, and ``scale_curve``, the median gradient std of each layer over the run.
+What is not finite is null. Runs on the reported seeds also have medians of these over the run:
+``error_curve`` and ``loss_curve``, the error after each chunk of steps and the mean loss in it;
+``scale_curve`` and ``update_curve``, the std of each layer's gradient and update, learning rate
+included, at ``scale_steps``. Records made before there were two of them lack ``loss_curve`` and
+``update_curve``.
 """
 
 

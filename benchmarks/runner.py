@@ -196,12 +196,19 @@ class _Outcome:
             "seconds": round(self.seconds, 1),
         }
         if with_curves:
-            curve = np.stack([chunk.error[mine] for chunk in self.chunks])
-            measured["error_curve"] = _numbers(_median(curve, axis=1))
-            scales = np.concatenate([chunk.scale_before[:, mine] for chunk in self.chunks])
-            rows = np.linspace(0, len(scales) - 1, SCALE_ROWS).astype(int)
+            for name, points in (
+                ("error_curve", [chunk.error[mine] for chunk in self.chunks]),
+                ("loss_curve", [chunk.loss[:, mine].mean(axis=0) for chunk in self.chunks]),
+            ):
+                measured[name] = _numbers(_median(np.stack(points), axis=1))
+            rows = np.linspace(0, self.training.steps - 1, SCALE_ROWS).astype(int)
             measured["scale_steps"] = rows.tolist()
-            measured["scale_curve"] = [_numbers(row) for row in _median(scales[rows], axis=1)]
+            for name, logs in (
+                ("scale_curve", [chunk.scale_before[:, mine] for chunk in self.chunks]),
+                ("update_curve", [chunk.update_scale[:, mine] for chunk in self.chunks]),
+            ):
+                medians = _median(np.concatenate(logs)[rows], axis=1)
+                measured[name] = [_numbers(row) for row in medians]
         return measured
 
 

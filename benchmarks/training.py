@@ -94,6 +94,7 @@ class Chunk(NamedTuple):
         loss: The loss, [steps, cells].
         scale_before: Std of each layer's kernel gradient, [steps, cells, layers].
         scale_after: The same after the arm's transform, as the base optimizer gets it.
+        update_scale: The same of the update, with the learning rate in it.
         error: The error at the end, [cells].
         shown: What the task shows, [cells, ...].
     """
@@ -101,6 +102,7 @@ class Chunk(NamedTuple):
     loss: Any
     scale_before: Any
     scale_after: Any
+    update_scale: Any
     error: Any
     shown: Any
 
@@ -178,9 +180,9 @@ class Training:
                 train=time.perf_counter() - ready,
                 processor=time.process_time() - processor,
             )
-            loss, before, after, error, shown = jax.tree.map(np.asarray, chunk)
+            *of_steps, error, shown = jax.tree.map(np.asarray, chunk)
             yield (
-                Chunk(loss[:, back], before[:, back], after[:, back], error[back], shown[back]),
+                Chunk(*(log[:, back] for log in of_steps), error=error[back], shown=shown[back]),
                 seconds,
             )
 
@@ -270,7 +272,7 @@ class Training:
             lowered = self._lower(
                 self._advance,
                 (cells, cells, everywhere, everywhere),
-                (cells, Chunk(of_steps, of_steps, of_steps, cells, cells)),
+                (cells, Chunk(of_steps, of_steps, of_steps, of_steps, cells, cells)),
                 *(states, settings, numbers, batches),
             )
             self._compiled[length] = lowered.compile()
@@ -328,7 +330,7 @@ class Training:
 
         def update(
             group: int, settings: _Settings, state: _State, grads: Any, prediction_grad: Any
-        ) -> tuple[_State, Any]:
+        ) -> tuple[_State, Any, Any]:
             scaling, base = self._stages(group, settings)
             extra = {"prediction_grad": prediction_grad}
             scaled, scaling_state = scaling.update(
@@ -336,7 +338,7 @@ class Training:
             )
             updates, base_state = base.update(scaled, state.base_state, state.params, **extra)
             params = optax.apply_updates(state.params, updates)
-            return _State(params, scaling_state, base_state), scaled
+            return _State(params, scaling_state, base_state), scaled, updates
 
         streams = jnp.concatenate([group.stream for group in settings])
 
@@ -356,13 +358,13 @@ class Training:
                 )
                 for group, of_group in enumerate(_split(gradients, sizes))
             ]
-            scaled = _join([scaled for _, scaled in done])
-            log = (loss, self._scales(gradients[0]), self._scales(scaled))
-            return tuple(state for state, _ in done), log
+            states, scaled, updates = zip(*done, strict=True)
+            steered = (gradients[0], _join(scaled), _join(updates))
+            return states, (loss, *map(self._scales, steered))
 
-        states, (loss, before, after) = jax.lax.scan(step, states, (numbers, batches))
+        states, log = jax.lax.scan(step, states, (numbers, batches))
         error, shown = jax.vmap(self.task.evaluate)(_join([state.params for state in states]))
-        return states, Chunk(loss, before, after, error, shown)
+        return states, Chunk(*log, error=error, shown=shown)
 
     def _scales(self, grads: Any) -> jax.Array:
         """The std of each layer's kernel gradient, [cells, layers]."""
@@ -383,7 +385,7 @@ def _seeds(settings: tuple[_Settings, ...]) -> jax.Array:
     return jnp.concatenate([group.seed for group in settings])
 
 
-def _join(trees: list[Any]) -> Any:
+def _join(trees: Sequence[Any]) -> Any:
     """Trees of arrays, joined along the first axis."""
     return trees[0] if len(trees) == 1 else jax.tree.map(lambda *a: jnp.concatenate(a), *trees)
 

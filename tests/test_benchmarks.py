@@ -224,6 +224,14 @@ def test_the_recorded_scales_are_those_of_the_transform(histories: dict[str, His
     np.testing.assert_allclose(scaled.scale_after[0], 1, rtol=1e-4)
 
 
+def test_the_scale_of_an_update_is_that_of_the_step_that_sgd_takes():
+    training = Training(Parabola(), (Cell(ARMS["sgd"], 1e-3, 0), Cell(ARMS["sgd"], 2e-3, 0)), 4)
+    (first, _), *_ = training.chunks()
+    for index, rate in enumerate((1e-3, 2e-3)):
+        want = rate * first.scale_before[0, index]
+        np.testing.assert_allclose(first.update_scale[0, index], want, rtol=1e-4)
+
+
 def test_optimizer_memory_is_two_moments_for_adam_and_one_for_sgd(histories: dict[str, History]):
     num_params = histories["adam"].num_params
     assert num_params == 3 * 8 + 2 * 9 * 8 + 9
@@ -338,8 +346,9 @@ def test_a_run_records_every_cell_once_and_resumes(tmp_path: Path, monkeypatch: 
             assert sweep["learning_rates"] == experiment.rates(arm)
             assert report["learning_rates"] == [records.best_rate(sweep)]
             assert np.shape(report["errors"]) == (1, 4)
-            assert len(report["error_curve"]) == 4
-            assert np.shape(report["scale_curve"]) == (len(report["scale_steps"]), 5)
+            assert len(report["error_curve"]) == len(report["loss_curve"]) == 4
+            for curve in ("scale_curve", "update_curve"):
+                assert np.shape(report[curve]) == (len(report["scale_steps"]), 5)
             assert {"device", "versions", "commit", "command"} <= sweep.keys()
 
     def instead_of_training(training: Training) -> Any:
