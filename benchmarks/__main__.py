@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import records, runner
-from benchmarks.experiments import EXPERIMENTS, with_settings
+from benchmarks.experiments import EXPERIMENTS, Experiment, part_of, with_settings
 from benchmarks.interrupts import deferred_interrupt
 
 
@@ -40,9 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     deadline = time.monotonic() + 60 * options.minutes
     with deferred_interrupt() as check_interrupt:
         try:
-            for name in options.experiments:
+            for experiment in options.chosen:
                 runner.run(
-                    with_settings(EXPERIMENTS[name], options.set),
+                    experiment,
                     options.records,
                     together=options.together,
                     deadline=deadline,
@@ -93,16 +93,28 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                 metavar="NAME=VALUE",
                 help="another setting of the tasks and networks, such as width=1 data=cifar100",
             )
+            command.add_argument(
+                "--arms", nargs="+", default=[], metavar="NAME", help="these arms only"
+            )
+            command.add_argument(
+                "--tasks", default="", metavar="TEXT", help="the tasks with that in the title only"
+            )
             command.add_argument("--commit", help="commit that the records name (default: git's)")
     options = parser.parse_args(arguments)
     if options.command == "run":
-        options.set = dict(options.set)
         try:
-            for name in options.experiments:
-                with_settings(EXPERIMENTS[name], options.set)
+            options.chosen = _chosen(options)
         except ValueError as error:
             parser.error(str(error))
     return options
+
+
+def _chosen(options: argparse.Namespace) -> list[Experiment]:
+    """What is to be run of the experiments."""
+    return [
+        part_of(with_settings(EXPERIMENTS[name], dict(options.set)), options.arms, options.tasks)
+        for name in options.experiments
+    ]
 
 
 def _setting(text: str) -> tuple[str, str]:

@@ -79,6 +79,30 @@ def with_settings(experiment: Experiment, settings: Mapping[str, str]) -> Experi
     return replace(experiment, tasks=tuple(map(task, experiment.tasks))) if settings else experiment
 
 
+def part_of(experiment: Experiment, arms: Sequence[str] = (), title: str = "") -> Experiment:
+    """The experiment with some of its arms and tasks alone.
+
+    Args:
+        experiment: The experiment.
+        arms: Names of its arms; if none are given, all.
+        title: Text that the titles of the tasks have in them.
+
+    Raises:
+        ValueError: An arm has none of the names, or no task has the text.
+    """
+    known = [arm.name for arm in experiment.arms]
+    if unknown := [name for name in arms if name not in known]:
+        raise ValueError(
+            f"{experiment.name} has no arm {', '.join(unknown)}: choose of {', '.join(known)}"
+        )
+    found = tuple(task for task in experiment.tasks if title in task.title)
+    if not found:
+        titles = "; ".join(task.title for task in experiment.tasks)
+        raise ValueError(f"{experiment.name} has no task with {title!r} in its title: {titles}")
+    chosen = tuple(arm for arm in experiment.arms if not arms or arm.name in arms)
+    return replace(experiment, arms=chosen, tasks=found)
+
+
 def _parsed(old: Any, text: str) -> Any:
     """The text as a value of the same type."""
     return text == "True" if isinstance(old, bool) else type(old)(text)

@@ -596,6 +596,29 @@ def test_an_unknown_experiment_is_an_error_that_names_the_known(capsys):
     assert "pinn-depth" in capsys.readouterr().err
 
 
+def test_the_command_runs_the_named_arms_on_the_tasks_with_a_text(monkeypatch, tmp_path):
+    experiment = tiny_experiment(tasks=(Parabola("one"), TINY))
+    monkeypatch.setitem(EXPERIMENTS, "tiny", experiment)
+    command = ["run", "tiny", "--tasks", "parabola", "--records", str(tmp_path), "--arms"]
+    for arms in (["sgd"], [ALIKE[1].name, "sgd"]):
+        assert program.main([*command, *arms]) == 0
+    found = records.read(experiment, tmp_path)
+    assert [record["arm"] for record in found] == ["sgd"] * 2 + [ALIKE[1].name] * 2
+    assert all(record["task"] == Parabola("one").describe() for record in found)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "known"),
+    [(["--arms", "sgd", "adma"], "no arm adma: choose of sgd, comp"), (["--tasks", "x"], "parab")],
+)
+def test_an_arm_or_a_task_that_is_not_there_is_an_error_that_names_what_is(
+    wrong: list[str], known: str, tiny_is_known, capsys
+):
+    with pytest.raises(SystemExit):
+        program.main(["run", "tiny", *wrong])
+    assert known in capsys.readouterr().err
+
+
 def test_a_second_interrupt_does_not_wait():
     with deferred_interrupt() as check:
         check()
