@@ -298,14 +298,20 @@ _IMAGES = Experiment(
     tuple(
         _for_convolutions(arm)
         for arm in (
-            *(ARMS[name] for name in ("adamw", "clip_adamw", "agc_adamw")),
-            *(ARMS[name] for name in ("sgd", "clip_sgd", "muon", "novograd")),
+            *(ARMS[name] for name in ("adamw", "adamw_eps", "clip_adamw", "agc_adamw")),
+            *(ARMS[name] for name in ("sgd", "clip_sgd", "muon", "clip_muon", "novograd")),
             *(ARMS[f"gradient_stabilizer_{base}"] for base in ("adamw", "sgd")),
             *(
                 stablegrad_arm(base, 1.0, decay=0.0, balance=balance)
                 for base in ("adamw", "sgd")
                 for balance in (0.0, 0.5, 1.0)
             ),
+            # What did best on the residual classifiers of 50 and 150 layers.
+            *(
+                stablegrad_arm("adamw", decay=0.9, attack=0.0, balance=balance)
+                for balance in (0.5, 1.0)
+            ),
+            stablegrad_arm("sgd", decay=0.9, attack=0.0, balance=1.0, equalize="norm"),
         )
     ),
     steps=600,
