@@ -105,7 +105,11 @@ def part_of(experiment: Experiment, arms: Sequence[str] = (), title: str = "") -
 
 def _parsed(old: Any, text: str) -> Any:
     """The text as a value of the same type."""
-    return text == "True" if isinstance(old, bool) else type(old)(text)
+    if not isinstance(old, bool):
+        return type(old)(text)
+    if text not in ("True", "False"):
+        raise ValueError(f"{text!r} is neither True nor False")
+    return text == "True"
 
 
 def tasks(

@@ -330,6 +330,7 @@ def test_the_command_names_the_settings_that_there_are_and_the_images_that_are_n
     for wrong, message in (
         ("depth=3", "set one of batch"),
         ("width=wide", "could not convert"),
+        ("batch_norm=yes", "'yes' is neither True nor False"),
         ("width", "NAME=VALUE"),
     ):
         with pytest.raises(SystemExit):
