@@ -27,7 +27,7 @@ from benchmarks.experiments import EXPERIMENTS, with_settings
 from benchmarks.normfree.batches import batches, moved
 from benchmarks.normfree.convnets import NETWORKS, ConvNet, is_stacked
 from benchmarks.normfree.convolutions import Depthwise
-from benchmarks.normfree.data import CIFAR100, FASHION_MNIST, cifar100, digits, fashion_mnist
+from benchmarks.normfree.data import CIFAR100, DATA, FASHION_MNIST, cifar100, digits, fashion_mnist
 from benchmarks.normfree.task import ConvolutionTask
 from benchmarks.training import Cell, Training
 
@@ -212,6 +212,7 @@ def test_fashion_mnist_is_read_from_its_four_files(tmp_path: Path, monkeypatch):
         want = pixels[part].reshape(5, -1) / 255 - 0.5
         np.testing.assert_allclose(inputs, want, atol=1e-6)
         assert inputs.dtype == np.float32
+    assert images.shape[-1] == DATA["fashion_mnist"].channels
     for labels in (images.train_labels, images.test_labels):
         np.testing.assert_array_equal(labels, np.arange(5, dtype=np.int32), strict=True)
     write_idx(tmp_path / "t10k-labels-idx1-ubyte.gz", np.arange(5, dtype=np.uint8), kind=9)
@@ -227,7 +228,7 @@ def test_cifar_100_is_read_from_its_pickles(tmp_path: Path, monkeypatch):
         (tmp_path / part).write_bytes(pickle.dumps(content, protocol=2))
     monkeypatch.setenv(CIFAR100, str(tmp_path))
     images = cifar100.__wrapped__()
-    assert images.shape == (32, 32, 3)
+    assert images.shape == (32, 32, DATA["cifar100"].channels)
     np.testing.assert_array_equal(images.train_labels, np.arange(3, dtype=np.int32), strict=True)
     np.testing.assert_array_equal(images.test_labels, [3])
     # A file has all of red, row by row, then all of green, then all of blue.

@@ -17,14 +17,15 @@ TASK = ClassificationTask("digits", DeepNetwork(4, width=8), batch=16)
 
 @pytest.mark.parametrize("name", ["digits", "mnist5k"])
 def test_no_image_is_both_for_training_and_for_testing(name: str):
-    images = DATA[name]()
+    images = DATA[name].read()
     train, test = ({row.tobytes() for row in x} for x in (images.train_inputs, images.test_inputs))
     assert not train & test
     assert images.train_inputs.shape == (len(images.train_labels), images.pixels)
     assert images.test_inputs.shape == (len(images.test_labels), images.pixels)
     for labels in (images.train_labels, images.test_labels):
-        assert set(labels.tolist()) == set(range(images.classes))
+        assert set(labels.tolist()) == set(range(DATA[name].classes))
     assert np.prod(images.shape) == images.pixels
+    assert images.shape[-1] == DATA[name].channels
     assert images.train_inputs.dtype == np.float32
     assert -0.5 <= images.train_inputs.min() < images.train_inputs.max() <= 0.5
 

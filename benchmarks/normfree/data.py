@@ -3,6 +3,7 @@
 import gzip
 import os
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -39,11 +40,6 @@ class Images:
     def pixels(self) -> int:
         """Numbers of an image."""
         return self.train_inputs.shape[1]
-
-    @property
-    def classes(self) -> int:
-        """The number of classes."""
-        return int(self.train_labels.max()) + 1
 
 
 @cache
@@ -128,11 +124,30 @@ def cifar100() -> Images:
     )
 
 
+@dataclass(frozen=True)
+class Dataset:
+    """How images are read, and what is known of them without: a report does not need them.
+
+    Attributes:
+        read: Reads the images.
+        channels: Of an image.
+        classes: How many there are.
+        solved_below: The error under which a network counts as trained.
+    """
+
+    read: Callable[[], Images]
+    channels: int = 1
+    classes: int = 10
+    solved_below: float = 0.1
+
+
+# 600 steps of 32 images see a third of Fashion-MNIST, and two fifths of CIFAR-100, once: less is
+# asked there than of the small sets, which are seen many times. Set before any was recorded.
 DATA = {
-    "digits": digits,
-    "mnist5k": mnist5k,
-    "fashion_mnist": fashion_mnist,
-    "cifar100": cifar100,
+    "digits": Dataset(digits),
+    "mnist5k": Dataset(mnist5k),
+    "fashion_mnist": Dataset(fashion_mnist, solved_below=0.25),
+    "cifar100": Dataset(cifar100, channels=3, classes=100, solved_below=0.75),
 }
 """What can be classified, by its name."""
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from benchmarks.normfree.convnets import ConvNet
-from benchmarks.normfree.data import DATA, Images
+from benchmarks.normfree.data import DATA, Dataset, Images
 from benchmarks.normfree.networks import DeepNetwork
 from stablegrad_optax import prediction_value_and_grad
 
@@ -23,22 +23,29 @@ class _ImageTask:
 
     data: str
 
-    solved_below = 0.1
-    """Nine of ten test images are classified correctly."""
-
     def __post_init__(self) -> None:
         if self.data not in DATA:
             raise ValueError(f"there are no images {self.data!r}: choose of {tuple(DATA)}")
 
     @property
+    def dataset(self) -> Dataset:
+        """What is known of the images without reading them."""
+        return DATA[self.data]
+
+    @property
     def images(self) -> Images:
         """The images."""
-        return DATA[self.data]()
+        return self.dataset.read()
+
+    @property
+    def solved_below(self) -> float:
+        """The share of wrongly classified test images under which a network counts as trained."""
+        return self.dataset.solved_below
 
     @property
     def unlearned(self) -> float:
         """The error of a guess."""
-        return 1 - 1 / self.images.classes
+        return 1 - 1 / self.dataset.classes
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class ClassificationTask(_ImageTask):
 
     def init(self, key: jax.Array) -> Params:
         """The network's parameters."""
-        return self.network.init(key, self.images.pixels, self.images.classes)
+        return self.network.init(key, self.images.pixels, self.dataset.classes)
 
     def gradients(self, params: Params, key: jax.Array) -> tuple[jax.Array, tuple[Params, Any]]:
         """The cross-entropy of a batch, and its gradients by parameters and logits."""
@@ -120,7 +127,7 @@ class ConvolutionTask(_ImageTask):
     @property
     def stacked(self) -> Sequence[str]:
         """The stages' blocks after the first."""
-        return self.network.stacked(self.images.shape[-1], self.images.classes)
+        return self.network.stacked(self.dataset.channels, self.dataset.classes)
 
     @property
     def title(self) -> str:
@@ -142,7 +149,7 @@ class ConvolutionTask(_ImageTask):
 
     def init(self, key: jax.Array) -> Params:
         """The network's parameters."""
-        return self.network.init(key, self.images.shape[-1], self.images.classes)
+        return self.network.init(key, self.dataset.channels, self.dataset.classes)
 
     def batches(self, seed: int, steps: Sequence[int]) -> dict[str, Any]:
         """The batches of the given steps."""
@@ -159,7 +166,7 @@ class ConvolutionTask(_ImageTask):
         @jax.custom_batching.sequential_vmap
         def of_one(params: Params, batch: dict[str, jax.Array]) -> Any:
             def predict(params: Params) -> jax.Array:
-                return self.network.apply(params, batch["image"], self.images.classes)
+                return self.network.apply(params, batch["image"], self.dataset.classes)
 
             return _gradients(predict, batch["label"], params)
 
@@ -175,7 +182,7 @@ class ConvolutionTask(_ImageTask):
 
         @jax.custom_batching.sequential_vmap
         def of_one(params: Params) -> jax.Array:
-            logits = self.network.apply(params, test, images.classes, measured)
+            logits = self.network.apply(params, test, self.dataset.classes, measured)
             return _error(logits, images.test_labels[:count])
 
         error = of_one(params)
