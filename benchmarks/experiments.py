@@ -460,6 +460,26 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         replace(
             NORMFREE,
+            name="normfree-gelu",
+            about="whether it holds with another activation",
+            tasks=tuple(
+                ClassificationTask("digits", DeepNetwork(50, shape=shape, activation="gelu"))
+                for shape in ("residual", "plain")
+            ),
+            arms=_NORMFREE_TO_CONFIRM,
+        ),
+        replace(
+            NORMFREE,
+            name="normfree-scaled",
+            about="whether it holds where 300 residual layers stay within float32",
+            tasks=tuple(
+                ClassificationTask("digits", DeepNetwork(depth, initialization="quarter_variance"))
+                for depth in (150, 300)
+            ),
+            arms=_NORMFREE_TO_CONFIRM,
+        ),
+        replace(
+            NORMFREE,
             name="normfree-memory",
             about="the control of attack: the same memory without it",
             tasks=tuple(

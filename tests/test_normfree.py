@@ -60,6 +60,14 @@ def test_flax_s_default_lets_a_plain_network_vanish_and_a_residual_one_explode()
     assert 1e2 < sizes["residual", "lecun"] < sizes["residual", "activation_aware"]
 
 
+def test_300_residual_layers_stay_within_float32_with_a_quarter_of_the_variance():
+    for initialization, fits in (("lecun", False), ("quarter_variance", True)):
+        task = ClassificationTask("digits", DeepNetwork(300, initialization=initialization))
+        loss, (grads, _) = jax.jit(task.gradients)(task.init(jax.random.key(0)), jax.random.key(1))
+        finite = [bool(jnp.all(jnp.isfinite(leaf))) for leaf in (loss, *jax.tree.leaves(grads))]
+        assert all(finite) == fits
+
+
 def test_gradients_are_those_of_the_cross_entropy_of_a_batch():
     params = TASK.init(jax.random.key(0))
     loss, (grads, prediction_grad) = TASK.gradients(params, jax.random.key(1))

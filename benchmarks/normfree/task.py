@@ -67,8 +67,8 @@ class ClassificationTask(_ImageTask):
     def title(self) -> str:
         """The task in a few words."""
         network = self.network
-        aware = ", activation-aware" * (network.initialization == "activation_aware")
-        kind = f"{network.shape} {network.activation}{aware}"
+        start = network.initialization.replace("_", "-")
+        kind = f"{network.shape} {network.activation}" + f", {start}" * (start != "lecun")
         return f"{self.data}, {kind}, depth {network.depth}"
 
     def describe(self) -> dict[str, Any]:
