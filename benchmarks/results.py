@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
@@ -26,7 +27,10 @@ FAMILIES = {"adam_eps": "adam", "adamw": "adam", "adamw_eps": "adam"}
 
 @dataclass(frozen=True)
 class Results:
-    """What is recorded of an experiment: its tasks on which every arm is recorded."""
+    """What is recorded of an experiment.
+
+    ``tasks`` are those on which every arm is recorded, and what is over all tasks is over them.
+    """
 
     experiment: Experiment
     folder: Path
@@ -42,12 +46,18 @@ class Results:
     @cached_property
     def tasks(self) -> list[Task]:
         """The tasks that are recorded for every arm."""
+        arms = list(self.experiment.arms)
+        return [task for task in self.experiment.tasks if self.recorded(task) == arms]
+
+    def recorded(self, task: Task) -> list[Arm]:
+        """The arms that are recorded on a task."""
         seeds = self.experiment.reported_seeds or self.experiment.tuning_seeds
-        return [
-            task
-            for task in self.experiment.tasks
-            if all(self.of(task, arm, seeds) for arm in self.experiment.arms)
-        ]
+        return [arm for arm in self.experiment.arms if self.of(task, arm, seeds)]
+
+    def among(self, task: Task, names: Sequence[str]) -> list[Arm]:
+        """The arms of these names that are recorded on a task, in the order of the names."""
+        found = {arm.name: arm for arm in self.recorded(task)}
+        return [found[name] for name in names if name in found]
 
     def sweep(self, task: Task, arm: Arm) -> Record:
         """The sweep of an arm on a task."""
@@ -172,6 +182,60 @@ def draw_errors(results: Results, path: Path) -> None:
     axes[0, 0].set_yticks(range(len(arms)), [arm.label for arm in arms], fontsize=8)
     for label, arm in zip(axes[0, 0].get_yticklabels(), arms, strict=True):
         label.set_color(colour(arm))
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def layer_order(task: Task) -> list[int]:
+    """The layers of ``scale_curve`` from the input to the output.
+
+    A record has them kernel by kernel, so that those of a stack of blocks are not block by block.
+    The names of a network's parts are in the order of the parts.
+    """
+    places: list[tuple[str, int, int]] = []
+    leaves = jax.tree.leaves_with_path(jax.eval_shape(task.init, jax.random.key(0)))
+    for number, (path, leaf) in enumerate(leaves):
+        if path[-1].key == "kernel":
+            part = path[0].key
+            blocks = leaf.shape[0] if part in task.stacked else 1
+            places += [(part, block, number) for block in range(blocks)]
+    return sorted(range(len(places)), key=places.__getitem__)
+
+
+SCALES = {"scale_curve": "gradient", "update_curve": "update"}
+"""What is recorded by layer over a run; records of before lack the second."""
+
+
+def draw_scales_over_time(results: Results, task: Task, arms: Sequence[Arm], path: Path) -> None:
+    """The std of gradients, before any transform, and of updates by layer, at several steps."""
+    found = [results.reported(task, arm) for arm in arms]
+    rows = [name for name in SCALES if all(name in record for record in found)]
+    figure, axes = plt.subplots(
+        len(rows),
+        len(arms),
+        figsize=(3.3 * len(arms), 0.3 + 3.3 * len(rows)),
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
+    )
+    figure.suptitle(f"std by layer: {task.title}, median of seeds")
+    order = layer_order(task)
+    for column, arm, record in zip(axes.T, arms, found, strict=True):
+        shades = plt.colormaps["viridis"](np.linspace(0, 0.9, len(record["scale_steps"])))
+        for ax, name in zip(column, rows, strict=True):
+            curves = np.array(record[name], float)[:, order]
+            for step, scales, shade in zip(record["scale_steps"], curves, shades, strict=True):
+                layers = np.arange(1, len(scales) + 1)
+                ax.plot(layers, scales, color=shade, label=f"step {step + 1}")
+            ax.set(yscale="log")
+            ax.grid(alpha=0.25)
+        median = np.median(results.errors(task, arm))
+        column[0].set_title(f"{arm.label}\nerror {median:.3g}", fontsize=8)
+        column[-1].set_xlabel("layer")
+    for ax, name in zip(axes[:, 0], rows, strict=True):
+        ax.set_ylabel(f"{SCALES[name]} std")
+    axes[0, 0].legend(fontsize=7)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

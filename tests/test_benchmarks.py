@@ -497,7 +497,7 @@ def test_every_experiment_runs_and_its_report_builds(few_steps: Path, tmp_path: 
     for picture in ("depth", "depths", "time", "confirm", "scales", "memory"):
         assert imread(tmp_path / f"pinn_{picture}.png").shape[1] > 300
     assert "digits, residual relu, depth 2 |" in (tmp_path / "normfree.md").read_text()
-    for picture in ("residual", "residual_scales"):
+    for picture in ("residual", "residual_scales", "residual_layers", "depths"):
         assert imread(tmp_path / f"normfree_{picture}.png").shape[1] > 300
 
 

@@ -16,24 +16,30 @@ import pytest
 pytest.importorskip("grain")
 pytest.importorskip("flax")
 pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
 
 from flax import nnx
+from matplotlib.image import imread
 from rich.console import Console
 
 from benchmarks import __main__ as program
-from benchmarks import records, runner
+from benchmarks import json_lines, records, runner
 from benchmarks.arms import ARMS
-from benchmarks.experiments import EXPERIMENTS, with_settings
+from benchmarks.experiments import EXPERIMENTS, Experiment, with_settings
+from benchmarks.normfree import report
 from benchmarks.normfree.batches import batches, moved
 from benchmarks.normfree.convnets import NETWORKS, ConvNet, is_stacked
 from benchmarks.normfree.convolutions import Depthwise
 from benchmarks.normfree.data import CIFAR100, DATA, FASHION_MNIST, cifar100, digits, fashion_mnist
 from benchmarks.normfree.task import ConvolutionTask
+from benchmarks.results import Results, layer_order
 from benchmarks.training import Cell, Training
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.usefixtures("compiled_quickly")]
 
 IMAGES = EXPERIMENTS["normfree-images"]
+BATCHNORM = EXPERIMENTS["normfree-images-batchnorm"]
+PICTURES = ("normfree_images_curves.png", "normfree_resnet50_layers.png")
 EACH_NETWORK = pytest.mark.parametrize("name", NETWORKS)
 KEY = jax.random.key(0)
 
@@ -321,8 +327,57 @@ def test_an_image_experiment_runs_with_other_settings(tmp_path: Path):
     for record in found:
         assert record["task"] | {"width": 0.0625, "batch": 4, "evaluated": 8} == record["task"]
         assert 0 <= record["errors"][0][0] <= 1
-    assert np.all(np.array(found[-1]["scale_curve"]) > 0)
-    assert np.shape(found[-1]["scale_curve"]) == (6, 54)
+    for curve in ("scale_curve", "update_curve"):
+        assert np.all(np.array(found[-1][curve])[:-1] > 0)
+        assert np.shape(found[-1][curve]) == (6, 54)
+    batchnorm = replace(BATCHNORM, tasks=BATCHNORM.tasks[:1])
+    links = report.draw_images(Results(tiny, tmp_path), Results(batchnorm, tmp_path), tmp_path)
+    assert all(f"images/{name}" in link for name, link in zip(PICTURES, links, strict=True))
+    assert all(imread(tmp_path / name).shape[0] > 800 for name in PICTURES)  # two rows
+
+
+def test_layers_are_pictured_block_by_block():
+    order = layer_order(IMAGES.tasks[0])
+    # The stem, the first block of a stage and its shortcut, then the two other blocks.
+    assert order[:11] == [0, 1, 2, 3, 4, 5, 7, 9, 6, 8, 10]
+    assert sorted(order) == list(range(54))
+
+
+def test_a_table_shows_what_is_recorded_and_names_what_is_not(tmp_path: Path):
+    def record(experiment: Experiment, arm: str, rows: list[list[float | None]]) -> None:
+        seeds = experiment.reported_seeds if len(rows) == 1 else experiment.tuning_seeds
+        rates = experiment.rates(named[arm])[: len(rows)]
+        cell = records.cell(experiment, experiment.tasks[0], named[arm], seeds)
+        line = {**cell, "learning_rates": rates, "errors": rows}
+        json_lines.append(records.path_of(experiment, tmp_path), line)
+
+    named = {arm.name: arm for arm in IMAGES.arms}
+    sgd = "stablegrad-sgd-fixed-d0.0-b1.0"
+    for experiment, arm, errors in (
+        (IMAGES, "adamw", [0.5, 0.24, 0.3]),
+        (IMAGES, sgd, [0.26, 0.1, 0.2]),
+        (IMAGES, "sgd", [None, None, 0.2]),
+        (BATCHNORM, "adamw", [0.1, 0.1, 0.1]),
+    ):
+        record(experiment, arm, [[0.9], [0.4]])
+        record(experiment, arm, [errors])
+    record(IMAGES, "muon", [[0.9], [0.4]])  # swept, and no more
+
+    text = report.accuracy_tables(Results(IMAGES, tmp_path), Results(BATCHNORM, tmp_path))
+    resnet, efficientnet = text.split("**fashion_mnist, efficientnetv2s, width 0.125**")
+    rows = [line.split(" | ")[:3] for line in resnet.splitlines() if line.startswith("| ")]
+    assert rows[2:] == [
+        [f"| {named[sgd].label}", "80.0% (74.0%-90.0%)", "67%"],
+        ["| AdamW", "70.0% (50.0%-76.0%)", "33%"],
+        ["| SGD", "diverged (diverged-80.0%)", "33%"],
+        ["| *with BatchNorm:* AdamW", "90.0% (90.0%-90.0%)", "100%"],
+    ]
+    assert "| 8.0 | 0.0001 | 0.5 |" in resnet  # AdamW's state, rate and width
+    missing = resnet.rpartition("Not recorded yet: ")[2]
+    assert "clip 1.0 + AdamW; " in missing
+    assert "; Muon; " in missing
+    assert missing.strip().endswith("; *with BatchNorm:* SGD.")
+    assert efficientnet.strip() == "Not recorded yet: all."
 
 
 def test_the_command_names_the_settings_that_there_are_and_the_images_that_are_not(

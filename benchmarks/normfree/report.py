@@ -1,39 +1,64 @@
 """The tables and pictures of docs/normfree.md, from the records of the experiments."""
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 
+from benchmarks.arms import Arm
 from benchmarks.experiments import EXPERIMENTS, NORMFREE
-from benchmarks.pages import fill
-from benchmarks.records import FOLDER
-from benchmarks.results import Results, draw_errors, results_table, style
+from benchmarks.normfree.pictures import Gathered, draw_by_depth, draw_curves, draw_scales, gather
+from benchmarks.pages import fill, markdown
+from benchmarks.records import FOLDER, errors
+from benchmarks.results import (
+    LEARNED,
+    Results,
+    draw_errors,
+    draw_scales_over_time,
+    learning_rate_width,
+    results_table,
+    state_bytes,
+)
 from benchmarks.training import Task
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "normfree.md"
 IMAGES = ROOT / "docs" / "images"
-SHOWN = (
-    *("adamw", "clip_adamw", "stablegrad-adamw-fixed-d0.0-b1.0"),
-    *("sgd", "clip_sgd", "stablegrad-sgd-fixed-d0.0-b1.0"),
+BY_LAYER = (
+    *("adamw", "stablegrad-adamw-fixed-d0.0-b1.0"),
+    *("sgd", "stablegrad-sgd-fixed-d0.0-b1.0"),
 )
-"""The arms whose layers are pictured."""
+"""The arms whose layers are pictured over a run."""
 
 
 def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> None:
     """Put the tables into the page, and draw the pictures."""
     results = Results(NORMFREE, folder)
-    tables: dict[str, str] = {}
+    variants, confirm, memory, gelu, scaled, convnets, batchnorm = (
+        Results(EXPERIMENTS[f"normfree-{name}"], folder)
+        for name in (
+            *("variants", "confirm", "memory", "gelu", "scaled"),
+            *("images", "images-batchnorm"),
+        )
+    )
+    tables = {"variants": results_table(variants), "confirm": results_table(confirm)}
     for shape, tasks in _by_shape(results).items():
         # A table and a picture for the networks of a shape.
         part = Results(replace(NORMFREE, tasks=tuple(tasks)), folder)
         tables[shape] = results_table(part)
         draw_errors(part, images / f"normfree_{shape}.png")
         draw_scales(part, images / f"normfree_{shape}_scales.png")
-    for name in ("variants", "confirm"):
-        tables[name] = results_table(Results(EXPERIMENTS[f"normfree-{name}"], folder))
+        arms = results.among(tasks[0], BY_LAYER)
+        draw_scales_over_time(results, tasks[0], arms, images / f"normfree_{shape}_layers.png")
+    gathered = gather((results, confirm, memory, variants))
+    draw_by_depth(gathered, images / "normfree_depths.png")
+    if learned := _learned(gathered):
+        draw_curves(learned, images / "normfree_curves.png")
+    for name, of_name in (("memory", memory), ("gelu", gelu), ("scaled", scaled)):
+        tables[name] = accuracy_tables(of_name)
+    pictures = draw_images(convnets, batchnorm, images)
+    tables["images"] = "\n\n".join([accuracy_tables(convnets, batchnorm), *pictures])
     fill(page, tables)
 
 
@@ -43,28 +68,101 @@ def _by_shape(results: Results) -> dict[str, list[Task]]:
     return {s: [task for task in tasks if task.describe()["shape"] == s] for s in shapes}
 
 
-def draw_scales(results: Results, path: Path) -> None:
-    """Std of the gradient by layer in the first step and in the last one, median of seeds."""
-    arms = [arm for arm in results.experiment.arms if arm.name in SHOWN]
-    figure, axes = plt.subplots(
-        1,
-        len(results.tasks),
-        figsize=(4.2 * len(results.tasks), 3.6),
-        squeeze=False,
-        layout="constrained",
-    )
-    for ax, task in zip(axes[0], results.tasks, strict=True):
-        curves = {arm: results.reported(task, arm)["scale_curve"] for arm in arms}
-        first = np.array(curves[arms[0]][0], float)
-        layers = np.arange(1, len(first) + 1)
-        ax.plot(layers, first, color="grey", linewidth=3, alpha=0.5, label="first step, all alike")
-        for arm, curve in curves.items():
-            shown = {**style(arm), "linestyle": "-" if arm.base == "sgd" else "--"}
-            ax.plot(layers, np.array(curve[-1], float), label=arm.label, **shown)
-        ax.set(title=task.title, yscale="log", xlabel="layer")
-        ax.title.set_fontsize(9)
-        ax.grid(alpha=0.25)
-    axes[0, 0].set_ylabel("gradient std, last step")
-    axes[0, 0].legend(fontsize=6)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+def _learned(gathered: Gathered) -> Gathered:
+    """The tasks on which an arm learned something, by shape and depth."""
+
+    def place(task: Task) -> tuple[str, int]:
+        return task.describe()["shape"], task.describe()["depth"]
+
+    return {
+        task: gathered[task]
+        for task in sorted(gathered, key=place)
+        if any(np.median(errors(r)) < LEARNED * task.unlearned for r in gathered[task].values())
+    }
+
+
+def draw_images(results: Results, batchnorm: Results, images: Path) -> list[str]:
+    """Pictures of the convolutional networks of which something is recorded, for the page."""
+    pairs = list(zip(results.experiment.tasks, batchnorm.experiment.tasks, strict=True))
+    shown, normalized = gather([results]), gather([batchnorm])
+    pictures: list[str] = []
+    if shown:
+        references = {task: normalized.get(same, {}) for task, same in pairs}
+        draw_curves(shown, images / "normfree_images_curves.png", references)
+        pictures.append("![Accuracy and loss over the run](images/normfree_images_curves.png)")
+    for task in shown:
+        if arms := results.among(task, BY_LAYER):
+            name = f"normfree_{task.describe()['network']}_layers.png"
+            draw_scales_over_time(results, task, arms, images / name)
+            pictures.append(f"![Gradients and updates by layer, {task.title}](images/{name})")
+    return pictures
+
+
+@dataclass(frozen=True)
+class Row:
+    """An arm on a task, which need not be recorded, and what it is called in the table."""
+
+    results: Results
+    task: Task
+    arm: Arm
+    label: str
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether there is something to show."""
+        return self.arm in self.results.recorded(self.task)
+
+    @property
+    def errors(self) -> np.ndarray:
+        """The errors on the reported seeds."""
+        return self.results.errors(self.task, self.arm)
+
+    def cells(self) -> list[str]:
+        """What the table shows."""
+        low, high = np.quantile(self.errors, [0.75, 0.25], method="inverted_cdf")
+        return [
+            self.label,
+            f"{_percent(np.median(self.errors))} ({_percent(low)}-{_percent(high)})",
+            f"{np.mean(self.errors < self.task.solved_below):.0%}",
+            f"{state_bytes(self.task, self.arm):.1f}",
+            f"{self.results.reported(self.task, self.arm)['learning_rates'][0]:g}",
+            f"{learning_rate_width(self.results, self.task, self.arm):g}",
+        ]
+
+
+def accuracy_tables(results: Results, batchnorm: Results | None = None) -> str:
+    """A table for each task of what is recorded, and under it what is not.
+
+    Args:
+        results: What came of an experiment.
+        batchnorm: That of the same networks with BatchNorm, whose rows come last.
+    """
+    tasks = results.experiment.tasks
+    same = batchnorm.experiment.tasks if batchnorm else [None] * len(tasks)
+
+    def rows(task: Task, reference: Task | None) -> Iterator[Row]:
+        for arm in results.experiment.arms:
+            yield Row(results, task, arm, arm.label)
+        if batchnorm and reference:
+            for arm in batchnorm.experiment.arms:
+                yield Row(batchnorm, reference, arm, f"*with BatchNorm:* {arm.label}")
+
+    def table(task: Task, reference: Task | None) -> str:
+        every = list(rows(task, reference))
+        found = [row for row in every if row.is_recorded]
+        found.sort(key=lambda row: (row.task is reference, np.median(row.errors)))
+        missing = [row.label for row in every if not row.is_recorded]
+        trained = f"trained (above {1 - task.solved_below:.0%})"
+        head = ("optimizer", "test accuracy", trained, "state", "best rate", "rates that work")
+        parts = [f"**{task.title}**"]
+        if found:
+            parts.append(markdown(head, (row.cells() for row in found)))
+        if missing:
+            parts.append(f"Not recorded yet: {'; '.join(missing) if found else 'all'}.")
+        return "\n\n".join(parts)
+
+    return "\n\n".join(table(*pair) for pair in zip(tasks, same, strict=True))
+
+
+def _percent(error: float) -> str:
+    return "diverged" if np.isinf(error) else f"{1 - error:.1%}"

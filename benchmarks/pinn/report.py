@@ -20,6 +20,7 @@ from benchmarks.results import (
     colour,
     draw_depths,
     draw_errors,
+    draw_scales_over_time,
     median_errors,
     panels,
     problems,
@@ -34,6 +35,14 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "pinn.md"
 IMAGES = ROOT / "docs" / "images"
 PEER_SCALINGS = set(SCALINGS) - {"stablegrad", "compressor"}
+SCALES_OF = (
+    "adam",
+    "clip_adam",
+    "stablegrad-adam-fixed-d0.0-b0.5",
+    "muon",
+    "stablegrad-muon-fixed-d0.0-b0.0",
+)
+"""The arms whose layers are pictured."""
 
 
 def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> None:
@@ -59,7 +68,9 @@ def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> No
         if (times := step_times(folder)) is not None:
             draw_time(by_depth, times, images / "pinn_time.png")
     if depth.tasks:
-        draw_scales(depth, images / "pinn_scales.png")
+        task = depth.tasks[0]
+        arms = depth.among(task, SCALES_OF)
+        draw_scales_over_time(depth, task, arms, images / "pinn_scales.png")
         draw_memory(depth, images / "pinn_memory.png")
     fill(page, tables)
 
@@ -110,41 +121,6 @@ def draw_time(results: Results, times: dict[str, float], path: Path) -> None:
             ax.set(yscale="log", xlabel="time, in steps of Adam", title=tasks[-1].title)
         row[0].set_ylabel("median rel. L2 error")
     save(figure, axes, path)
-
-
-SCALES_OF = (
-    "adam",
-    "clip_adam",
-    "stablegrad-adam-fixed-d0.0-b0.5",
-    "muon",
-    "stablegrad-muon-fixed-d0.0-b0.0",
-)
-
-
-def draw_scales(results: Results, path: Path) -> None:
-    """The gradient's std by layer at several steps, before any transform, on the first task."""
-    task = results.tasks[0]
-    arms = [arm for name in SCALES_OF for arm in results.experiment.arms if arm.name == name]
-    size = (3.3 * len(arms), 3.6)
-    figure, axes = plt.subplots(
-        1, len(arms), figsize=size, sharey=True, squeeze=False, layout="constrained"
-    )
-    figure.suptitle(f"gradient std by layer, before the transform: {task.title}, median of seeds")
-    for ax, arm in zip(axes[0], arms, strict=True):
-        record = results.reported(task, arm)
-        shades = plt.colormaps["viridis"](np.linspace(0, 0.9, len(record["scale_steps"])))
-        for step, scales, shade in zip(
-            record["scale_steps"], record["scale_curve"], shades, strict=True
-        ):
-            layers = np.arange(1, len(scales) + 1)
-            ax.plot(layers, np.array(scales, float), color=shade, label=f"step {step + 1}")
-        median = np.median(results.errors(task, arm))
-        ax.set(title=f"{arm.label}\nerror {median:.3g}", yscale="log", xlabel="layer")
-        ax.title.set_fontsize(8)
-        ax.grid(alpha=0.25)
-    axes[0, 0].legend(fontsize=7)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def draw_memory(results: Results, path: Path) -> None:
