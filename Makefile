@@ -28,8 +28,8 @@ export PIP_NO_INPUT := 1
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-floors test-optax test-tpu cost lint format format-check types check \
-	notebooks docs build test-wheel clean
+.PHONY: help env demo test test-floors test-optax test-tpu cost lint format format-check types workflows \
+	check notebooks docs build test-wheel clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,7 +77,11 @@ format-check: $(VENV)/.dev ## check that the code is formatted
 types: $(VENV)/.dev ## check the types
 	$(BIN)/basedpyright
 
-check: lint format-check types ## lint, format-check and types
+workflows: $(VENV)/.dev ## check what CI, the site and releases run
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --quiet --offline .github/workflows
+
+check: lint format-check types workflows ## lint, format-check, types and workflows
 
 notebooks: $(VENV)/.dev ## execute the notebooks again, in place
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
