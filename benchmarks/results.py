@@ -21,6 +21,9 @@ from benchmarks.training import Cell, Task, Training
 NEAR, LEARNED = 1.5, 0.9
 """A learning rate works if its error is within the first factor of that of the best one, and within
 the second of that of a network that learned nothing."""
+GUESS = 0.995
+"""From this share of the error of a network that learned nothing on, nothing was learned: guesses
+differ by a test image or two."""
 FAMILIES = {"adam_eps": "adam", "adamw": "adam", "adamw_eps": "adam"}
 """Base optimizers that are compared with those of another name."""
 
@@ -83,7 +86,7 @@ class Results:
             [[np.median(self.errors(task, arm)) for arm in arms] for task in self.tasks]
         )
         unlearned = np.array([[task.unlearned] for task in self.tasks])
-        ranks = rankdata(np.minimum(medians, unlearned), axis=1)
+        ranks = rankdata(np.where(medians < GUESS * unlearned, medians, np.inf), axis=1)
         return dict(zip((arm.name for arm in arms), ranks.mean(axis=0), strict=True))
 
     def ranks_in_family(self) -> dict[str, float]:
@@ -106,6 +109,12 @@ def _found(record: Record | None) -> Record:
     return record
 
 
+def quartiles(errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The quartiles of the last axis; each is a seed's error: none lies between one and inf."""
+    low, high = np.quantile(errors, [0.25, 0.75], axis=-1, method="inverted_cdf")
+    return low, high
+
+
 def median_errors(results: Results, arm: Arm) -> list[str]:
     """An arm's median error on each task, as text."""
     return [f"{np.median(results.errors(task, arm)):.3g}" for task in results.tasks]
@@ -125,7 +134,7 @@ def results_table(results: Results) -> str:
 
     def cell(task: Task, arm: Arm) -> str:
         errors = results.errors(task, arm)
-        low, high = np.quantile(errors, [0.25, 0.75], method="inverted_cdf")
+        low, high = quartiles(errors)
         median = np.median(errors)
         solved = np.mean(errors < task.solved_below)
         width = learning_rate_width(results, task, arm)
@@ -254,10 +263,9 @@ def draw_depths(results: Results, path: Path) -> None:
         depths = [task.describe()["depth"] for task in tasks]
         for arm in results.experiment.arms:
             errors = np.minimum([results.errors(task, arm) for task in tasks], 10.0)
-            low, middle, high = np.quantile(errors, [0.25, 0.5, 0.75], axis=1)
             ax = row[columns.index(arm.base)]
-            ax.plot(depths, middle, marker=".", label=arm.label, **style(arm))
-            ax.fill_between(depths, low, high, color=colour(arm), alpha=0.1)
+            ax.plot(depths, np.median(errors, axis=1), marker=".", label=arm.label, **style(arm))
+            ax.fill_between(depths, *quartiles(errors), color=colour(arm), alpha=0.1)
         for ax in row:
             ax.axhline(tasks[0].solved_below, color="grey", linewidth=1)
             ax.set(xscale="log", yscale="log", xlabel="depth", title=problem(tasks[0]))

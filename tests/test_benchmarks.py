@@ -38,7 +38,13 @@ from benchmarks.pinn import report
 from benchmarks.pinn.networks import Network
 from benchmarks.pinn.problems import PROBLEMS
 from benchmarks.pinn.task import PinnTask
-from benchmarks.results import Results, learning_rate_width, results_table, state_bytes
+from benchmarks.results import (
+    Results,
+    learning_rate_width,
+    quartiles,
+    results_table,
+    state_bytes,
+)
 from benchmarks.training import Cell, Training
 from benchmarks.variants import compressor
 
@@ -536,12 +542,18 @@ def test_ranks_widths_and_states_are_those_of_the_records(tmp_path: Path):
 
 
 def test_runs_that_learned_nothing_share_a_rank_and_have_no_width(tmp_path: Path):
-    results = recorded(tmp_path, {"adam": [1.2, 3.0], "sgd": [np.inf, 1.0], "clip_sgd": [0.8, 0.1]})
+    medians = {"adam": [0.998, 3.0], "sgd": [np.inf, 1.2], "clip_sgd": [0.8, 0.1]}
+    results = recorded(tmp_path, medians)
     ranks = results.mean_ranks(results.experiment.arms)
     assert ranks == {"adam": 2.5, "sgd": 2.5, "clip_sgd": 1}
     task, (adam, sgd, clip) = results.tasks[0], results.experiment.arms
     widths = [learning_rate_width(results, task, arm) for arm in (adam, sgd, clip)]
     assert widths == [0, 0, 1]
+
+
+def test_quartiles_are_errors_of_seeds_also_beside_a_diverged_one():
+    low, high = quartiles(np.array([[0.4, 0.1, np.inf, 0.2], [1, 2, 3, 4]]))
+    assert (low.tolist(), high.tolist()) == ([0.1, 1], [0.4, 3])
 
 
 def test_a_task_is_reported_once_every_arm_is_recorded(tmp_path: Path):
