@@ -201,7 +201,12 @@ def run(
                 check_interrupt()
 
             progress.start_task(task)
-            train(pinn, ARMS[arm], rates[arm], range(options.seeds), options.steps, report)
+            try:
+                train(pinn, ARMS[arm], rates[arm], range(options.seeds), options.steps, report)
+            except KeyboardInterrupt:
+                if not progress.tasks[task].finished:
+                    progress.update(task, description=f"{labels[arm]}\ninterrupted")
+                raise
 
 
 def table(histories: Sequence[History]) -> Table:

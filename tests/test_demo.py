@@ -164,3 +164,19 @@ def test_an_interrupt_before_any_result_ends_quietly(tmp_path, capsys, monkeypat
     assert demo.main([*TINY, "--out", str(out)]) == 130
     assert "Interrupted" in capsys.readouterr().out
     assert not out.exists()
+
+
+def test_an_interrupt_marks_the_bar_of_the_arm_that_was_training(tmp_path, capsys, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "train", interrupted)
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # a terminal, to rich
+    monkeypatch.setenv("COLUMNS", "80")
+    assert demo.main([*TINY, "--out", str(tmp_path / "picture.png")]) == 130
+    *_, last_bars = capsys.readouterr().out.split("\x1b[2K")
+    assert [line.split()[0] for line in last_bars.splitlines()[:3]] == [
+        "Adam",
+        "interrupted",
+        "Adam,",
+    ]
