@@ -22,9 +22,12 @@ SAVE, RESUME, ADD, MOMENTS, ELSEWHERE, REMOVE, OPTION = range(7)
 
 @pytest.fixture(scope="module")
 def after(tmp_path_factory: pytest.TempPathFactory) -> list[Variables]:
-    """The variables after each block of code."""
+    """The variables after each block of code, where an earlier run has been."""
+    folder = tmp_path_factory.mktemp("document")
+    for name in ("with_stablegrad", "adam_alone"):
+        (folder / "checkpoints" / name).mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("document"))
+        patch.chdir(folder)
         return variables_after_each_block(DOCUMENT)
 
 
