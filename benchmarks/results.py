@@ -24,6 +24,12 @@ the second of that of a network that learned nothing."""
 GUESS = 0.995
 """From this share of the error of a network that learned nothing on, nothing was learned: guesses
 differ by a test image or two."""
+LEGEND = """\
+Cells: median error (quartiles), share of the seeds solved, decades of learning rates that work.
+*Mean rank*: of the median error among all rows, 1 is the best; *with its base*: among the rows with
+the same base optimizer. *State*: the optimizer's, in bytes per parameter.
+"""
+"""What stands above a table of results."""
 FAMILIES = {"adam_eps": "adam", "adamw": "adam", "adamw_eps": "adam"}
 """Base optimizers that are compared with those of another name."""
 
@@ -121,7 +127,7 @@ def median_errors(results: Results, arm: Arm) -> list[str]:
 
 
 def results_table(results: Results) -> str:
-    """Error, spread, share of seeds solved and width in learning rates of every arm."""
+    """Error, spread, share of seeds solved and width in learning rates of every arm; a legend."""
     ranks = results.mean_ranks(results.experiment.arms)
     in_family = results.ranks_in_family()
     head = [
@@ -150,7 +156,7 @@ def results_table(results: Results) -> str:
         ]
         for arm in results.by_rank()
     )
-    return markdown(head, rows)
+    return f"{LEGEND}\n{markdown(head, rows)}"
 
 
 def learning_rate_width(results: Results, task: Task, arm: Arm) -> float:
