@@ -282,9 +282,11 @@ def notes(histories: Sequence[History]) -> str:
 
 
 def command(options: argparse.Namespace) -> str:
-    """The command that does the same again."""
+    """The command that does the same again, with this folder's environment if it is the one."""
+    python, here = Path(sys.executable), Path.cwd()
     words = [
-        *("python", "-m", "benchmarks.demo", "--problem", options.problem),
+        python.relative_to(here) if python.is_relative_to(here) else "python",
+        *("-m", "benchmarks.demo", "--problem", options.problem),
         *("--depth", options.depth, "--width", options.width, "--seeds", options.seeds),
         *("--steps", options.steps, "--arms", *options.arms, "--out", options.out),
     ]

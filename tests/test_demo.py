@@ -95,6 +95,12 @@ def test_help_names_every_option(capsys):
         assert option in text
 
 
+def test_the_command_to_repeat_it_has_the_python_of_this_folders_environment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv/bin/python"))
+    assert demo.command(demo.parse([])).startswith(".venv/bin/python -m benchmarks.demo --problem ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "choices"),
     [
