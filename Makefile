@@ -79,7 +79,7 @@ types: $(VENV)/.dev ## check the types
 
 workflows: $(VENV)/.dev ## check what CI, the site and releases run
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
-	$(BIN)/zizmor --quiet --offline .github/workflows
+	$(BIN)/zizmor --quiet --offline .github
 
 check: lint format-check types workflows ## lint, format-check, types and workflows
 
