@@ -7,7 +7,7 @@ Fortran program to find the Euclidean norm of a vector*, ACM TOMS 1978; E. Ander
 Safe scaling in the level 1 BLAS*, ACM TOMS 2017, who add each entry to one of three sums). Entries
 are added up twice, for their mean. That is one read of the gradient, without a branch or a select;
 all that follows is arithmetic on one vector with an entry for each layer. On a CPU, where each sum
-is a read, plain sums come first, and these five only where a plain one has left its range.
+is a read, plain sums come first, and those in other units only where a plain one leaves its range.
 """
 
 from collections.abc import Callable
