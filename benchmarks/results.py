@@ -234,7 +234,8 @@ def draw_scales_over_time(results: Results, task: Task, arms: Sequence[Arm], pat
         squeeze=False,
         layout="constrained",
     )
-    figure.suptitle(f"std by layer: {task.title}, median of seeds")
+    what = "std by layer, of gradients before any transform, median of seeds"
+    figure.suptitle(f"{task.title}\n{what}", fontsize=10)
     order = layer_order(task)
     for column, arm, record in zip(axes.T, arms, found, strict=True):
         shades = plt.colormaps["viridis"](np.linspace(0, 0.9, len(record["scale_steps"])))
