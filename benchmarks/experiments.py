@@ -10,7 +10,8 @@ import numpy as np
 from benchmarks.arms import ADAMW_PEERS, ARMS, PEERS, Arm, compressor_arm, stablegrad_arm
 from benchmarks.normfree.convnets import NETWORKS, ConvNet
 from benchmarks.normfree.networks import DeepNetwork
-from benchmarks.normfree.task import ClassificationTask, ConvolutionTask
+from benchmarks.normfree.task import ClassificationTask, ConvolutionTask, TextTask
+from benchmarks.normfree.transformer import Transformer
 from benchmarks.pinn.networks import Network
 from benchmarks.pinn.problems import PROBLEMS
 from benchmarks.pinn.task import PREDICTIONS, PinnTask
@@ -325,6 +326,38 @@ _IMAGES = Experiment(
     reported_seeds=(0, 1, 2),
 )
 
+# What interests most first.
+_TEXT_ARMS = tuple(
+    _for_classifiers(arm)
+    for arm in (
+        *(ARMS[name] for name in ("adamw", "clip_adamw")),
+        *(stablegrad_arm("adamw", decay=0.0, balance=balance) for balance in (1.0, 0.5, 0.0)),
+        *(
+            stablegrad_arm("adamw", decay=0.9, attack=0.0, balance=balance)
+            for balance in (1.0, 0.5)
+        ),
+        *(ARMS[name] for name in ("sgd", "clip_sgd")),
+        *(stablegrad_arm("sgd", decay=0.0, balance=balance) for balance in (1.0, 0.5, 0.0)),
+        *(
+            stablegrad_arm("sgd", decay=0.9, attack=0.0, balance=1.0, equalize=equalize)
+            for equalize in ("std", "norm")
+        ),
+        *(ARMS[name] for name in ("muon", "clip_muon")),
+        *(stablegrad_arm("muon", decay=0.0, balance=balance) for balance in (1.0, 0.5)),
+        *(ARMS[f"gradient_stabilizer_{base}"] for base in ("adamw", "sgd")),
+        *(ARMS[name] for name in ("agc_adamw", "novograd", "lamb", "adamw_eps")),
+    )
+)
+
+_TEXT = replace(
+    NORMFREE,
+    name="normfree-transformer",
+    about="which optimizer trains a decoder without LayerNorm",
+    tasks=tuple(TextTask(Transformer(depth)) for depth in (12, 48)),
+    arms=_TEXT_ARMS,
+    steps=2500,
+)
+
 # Ideas for SGD, which has the layers' norms in its steps, and for AdamW, which does not.
 _NORMFREE_VARIANTS = tuple(
     _for_classifiers(
@@ -507,6 +540,14 @@ EXPERIMENTS: dict[str, Experiment] = {
                 if isinstance(task, ConvolutionTask)
             ),
             arms=tuple(arm for arm in _IMAGES.arms if arm.name in ("adamw", "sgd")),
+        ),
+        _TEXT,
+        replace(
+            _TEXT,
+            name="normfree-transformer-layernorm",
+            about="what the same decoders come to with LayerNorm",
+            tasks=tuple(TextTask(Transformer(depth, layer_norm=True)) for depth in (12, 48)),
+            arms=tuple(arm for arm in _TEXT_ARMS if arm.name in ("adamw", "clip_adamw", "sgd")),
         ),
     )
 }

@@ -9,14 +9,18 @@ Layer = dict[str, jax.Array]
 Params = dict[str, Layer]
 
 
+def init_layer(key: jax.Array, initializer: Any, inputs: int, outputs: int) -> Layer:
+    """A layer whose biases are 0."""
+    return {"kernel": initializer(key, (inputs, outputs), jnp.float32), "bias": jnp.zeros(outputs)}
+
+
 def init_layers(
     key: jax.Array, initializer: Any, depth: int, inputs: int, width: int, outputs: int
 ) -> Params:
     """Layers ``first``, ``hidden`` (stacked, ``depth - 1`` of them) and ``last``; biases are 0."""
 
     def layer(index: int | jax.Array, inputs: int, outputs: int) -> Layer:
-        kernel = initializer(jax.random.fold_in(key, index), (inputs, outputs), jnp.float32)
-        return {"kernel": kernel, "bias": jnp.zeros(outputs)}
+        return init_layer(jax.random.fold_in(key, index), initializer, inputs, outputs)
 
     return {
         "first": layer(0, inputs, width),
@@ -26,5 +30,5 @@ def init_layers(
 
 
 def affine(layer: Layer, values: jax.Array) -> jax.Array:
-    """What a layer makes of values, [n, inputs], before the activation."""
+    """What a layer makes of values, [..., inputs], before the activation."""
     return values @ layer["kernel"] + layer["bias"]

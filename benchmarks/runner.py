@@ -1,6 +1,7 @@
 """Runs an experiment: what its records lack, batch by batch, each recorded as it finishes."""
 
 import contextlib
+import platform
 import shlex
 import subprocess
 import sys
@@ -85,7 +86,10 @@ def run(
     path.parent.mkdir(parents=True, exist_ok=True)
     made_with = {
         "device": jax.devices()[0].device_kind,
-        "versions": installed("jax", "jaxlib", "optax"),
+        "versions": {
+            "python": platform.python_version(),
+            **installed("jax", "jaxlib", "optax"),
+        },
         "commit": commit or current_commit(),
         "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
     }
