@@ -206,9 +206,9 @@ class TextTask:
     evaluated: int = 128
 
     stacked = ("blocks",)
-    solved_below = 2.3
-    """A tenth above what AdamW comes to with 12 blocks and LayerNorm: 2.20 in 2,500 steps from a
-    learning rate of 3.16e-3, seed 100. That was run before any without LayerNorm."""
+    solved_below = 2.35
+    """A tenth above what AdamW comes to with 12 blocks and LayerNorm: 2.25 in 2,000 steps from a
+    learning rate of 3.16e-3, seed 100. It was fixed before anything without LayerNorm was tuned."""
 
     @property
     def unlearned(self) -> float:

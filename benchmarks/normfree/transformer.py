@@ -32,7 +32,7 @@ class Transformer:
 
     depth: int
     width: int = 32
-    heads: int = 4
+    heads: int = 2
     context: int = 16
     layer_norm: bool = False
 
