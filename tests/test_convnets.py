@@ -363,7 +363,7 @@ def test_a_table_shows_what_is_recorded_and_names_what_is_not(tmp_path: Path):
         record(experiment, arm, [errors])
     record(IMAGES, "muon", [[0.9], [0.4]])  # swept, and no more
 
-    text = report.accuracy_tables(Results(IMAGES, tmp_path), Results(BATCHNORM, tmp_path))
+    text = report.score_tables(Results(IMAGES, tmp_path), Results(BATCHNORM, tmp_path), "BatchNorm")
     resnet, efficientnet = text.split("**fashion_mnist, efficientnetv2s, width 0.125**")
     rows = [line.split(" | ")[:3] for line in resnet.splitlines() if line.startswith("| ")]
     assert rows[2:] == [

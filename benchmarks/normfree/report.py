@@ -9,6 +9,7 @@ import numpy as np
 from benchmarks.arms import Arm
 from benchmarks.experiments import EXPERIMENTS, NORMFREE
 from benchmarks.normfree.pictures import Gathered, draw_by_depth, draw_curves, draw_scales, gather
+from benchmarks.normfree.task import TextTask
 from benchmarks.pages import fill, markdown
 from benchmarks.records import FOLDER, errors
 from benchmarks.results import (
@@ -17,6 +18,7 @@ from benchmarks.results import (
     draw_errors,
     draw_scales_over_time,
     learning_rate_width,
+    quartiles,
     results_table,
     state_bytes,
 )
@@ -35,11 +37,11 @@ BY_LAYER = (
 def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> None:
     """Put the tables into the page, and draw the pictures."""
     results = Results(NORMFREE, folder)
-    variants, confirm, memory, gelu, scaled, convnets, batchnorm = (
+    variants, confirm, memory, gelu, scaled, convnets, batchnorm, text, layernorm = (
         Results(EXPERIMENTS[f"normfree-{name}"], folder)
         for name in (
             *("variants", "confirm", "memory", "gelu", "scaled"),
-            *("images", "images-batchnorm"),
+            *("images", "images-batchnorm", "transformer", "transformer-layernorm"),
         )
     )
     tables = {"variants": results_table(variants), "confirm": results_table(confirm)}
@@ -56,9 +58,10 @@ def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> No
     if learned := _learned(gathered):
         draw_curves(learned, images / "normfree_curves.png")
     for name, of_name in (("memory", memory), ("gelu", gelu), ("scaled", scaled)):
-        tables[name] = accuracy_tables(of_name)
+        tables[name] = score_tables(of_name)
+    tables["transformer"] = score_tables(text, layernorm, "LayerNorm")
     pictures = draw_images(convnets, batchnorm, images)
-    tables["images"] = "\n\n".join([accuracy_tables(convnets, batchnorm), *pictures])
+    tables["images"] = "\n\n".join([score_tables(convnets, batchnorm, "BatchNorm"), *pictures])
     fill(page, tables)
 
 
@@ -119,10 +122,11 @@ class Row:
 
     def cells(self) -> list[str]:
         """What the table shows."""
-        low, high = np.quantile(self.errors, [0.75, 0.25], method="inverted_cdf")
+        low, high = sorted(quartiles(self.errors), reverse=not _is_text(self.task))
+        median, low, high = (score(self.task, e) for e in (np.median(self.errors), low, high))
         return [
             self.label,
-            f"{_percent(np.median(self.errors))} ({_percent(low)}-{_percent(high)})",
+            f"{median} ({low}-{high})",
             f"{np.mean(self.errors < self.task.solved_below):.0%}",
             f"{state_bytes(self.task, self.arm):.1f}",
             f"{self.results.reported(self.task, self.arm)['learning_rates'][0]:g}",
@@ -130,30 +134,32 @@ class Row:
         ]
 
 
-def accuracy_tables(results: Results, batchnorm: Results | None = None) -> str:
+def score_tables(results: Results, normalized: Results | None = None, norm: str = "") -> str:
     """A table for each task of what is recorded, and under it what is not.
 
     Args:
         results: What came of an experiment.
-        batchnorm: That of the same networks with BatchNorm, whose rows come last.
+        normalized: That of the same networks with normalization layers, whose rows come last.
+        norm: What these layers are called.
     """
     tasks = results.experiment.tasks
-    same = batchnorm.experiment.tasks if batchnorm else [None] * len(tasks)
+    same = normalized.experiment.tasks if normalized else [None] * len(tasks)
 
     def rows(task: Task, reference: Task | None) -> Iterator[Row]:
         for arm in results.experiment.arms:
             yield Row(results, task, arm, arm.label)
-        if batchnorm and reference:
-            for arm in batchnorm.experiment.arms:
-                yield Row(batchnorm, reference, arm, f"*with BatchNorm:* {arm.label}")
+        if normalized and reference:
+            for arm in normalized.experiment.arms:
+                yield Row(normalized, reference, arm, f"*with {norm}:* {arm.label}")
 
     def table(task: Task, reference: Task | None) -> str:
         every = list(rows(task, reference))
         found = [row for row in every if row.is_recorded]
         found.sort(key=lambda row: (row.task is reference, np.median(row.errors)))
         missing = [row.label for row in every if not row.is_recorded]
-        trained = f"trained (above {1 - task.solved_below:.0%})"
-        head = ("optimizer", "test accuracy", trained, "state", "best rate", "rates that work")
+        name, better = ("loss", "below") if _is_text(task) else ("accuracy", "above")
+        trained = f"trained ({better} {score(task, task.solved_below)})"
+        head = ("optimizer", f"test {name}", trained, "state", "best rate", "rates that work")
         parts = [f"**{task.title}**"]
         if found:
             parts.append(markdown(head, (row.cells() for row in found)))
@@ -164,5 +170,12 @@ def accuracy_tables(results: Results, batchnorm: Results | None = None) -> str:
     return "\n\n".join(table(*pair) for pair in zip(tasks, same, strict=True))
 
 
-def _percent(error: float) -> str:
-    return "diverged" if np.isinf(error) else f"{1 - error:.1%}"
+def score(task: Task, error: float) -> str:
+    """The loss of a text, the accuracy of images."""
+    if np.isinf(error):
+        return "diverged"
+    return f"{error:.3g}" if _is_text(task) else f"{1 - error:.1%}"
+
+
+def _is_text(task: Task) -> bool:
+    return isinstance(task, TextTask)
