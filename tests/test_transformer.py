@@ -1,5 +1,8 @@
 """The transformer, with LayerNorm and without: its text, network and task."""
 
+import platform
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,9 +12,13 @@ import optax
 import pytest
 
 pytest.importorskip("flax")
+pytest.importorskip("rich")
 
 import flax.linen as nn
+from rich.console import Console
 
+from benchmarks import records, runner
+from benchmarks.experiments import EXPERIMENTS
 from benchmarks.normfree import task as tasks
 from benchmarks.normfree.task import TextTask
 from benchmarks.normfree.text import VOCABULARY, Text, entropy, python_topics
@@ -198,3 +205,30 @@ def test_a_small_network_learns_more_than_the_frequencies():
     keys = jax.random.split(jax.random.key(1), 200)
     (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), keys)
     assert TASK.solved_below < float(EVALUATE(params)[0]) < TASK.unlearned - 0.3
+
+
+# Their training.
+
+
+@pytest.mark.parametrize("name", ["normfree-transformer", "normfree-transformer-layernorm"])
+def test_an_experiment_runs_and_records_every_layer(name: str, tmp_path: Path):
+    experiment = EXPERIMENTS[name]
+    task = experiment.tasks[0]
+    assert isinstance(task, TextTask)
+    tiny = replace(
+        experiment,
+        tasks=(replace(task, network=replace(task.network, depth=3, width=4), evaluated=2),),
+        arms=tuple(arm for arm in experiment.arms if arm.base == "sgd")[-1:],
+        steps=2,
+        num_rates=1,
+        tuning_seeds=(100,),
+        reported_seeds=(0,),
+    )
+    runner.run(tiny, tmp_path, console=Console(quiet=True))
+    sweep, report = records.read(tiny, tmp_path)
+    for record in (sweep, report):
+        assert np.isfinite(records.errors(record)).all()
+        assert record["versions"]["python"] == platform.python_version()
+    # Six kernels of each block, and the output's.
+    assert np.shape(report["scale_curve"])[1] == 6 * 3 + 1
+    assert np.all(np.array(report["scale_curve"]) > 0)
