@@ -56,19 +56,20 @@ def gather(experiments: Sequence[Results]) -> Gathered:
 
 
 def draw_by_depth(gathered: Gathered, path: Path) -> None:
-    """Accuracy against depth, an axes for each shape; a run that diverged counts as a guess."""
+    """Accuracy against depth, an axes for each kind of network; what diverged counts as a guess."""
     lines: dict[str, dict[Arm, dict[int, float]]] = {}
     for task, found in gathered.items():
-        network = task.describe()
-        of_shape = lines.setdefault(network["shape"], {})
+        kind = task.title.rpartition(", depth ")[0]
+        of_kind = lines.setdefault(kind, {})
         for arm, record in found.items():
             error = np.median(np.minimum(errors(record), task.unlearned))
-            of_shape.setdefault(arm, {})[network["depth"]] = 1 - float(error)
+            of_kind.setdefault(arm, {})[task.describe()["depth"]] = 1 - float(error)
     figure, axes = _axes(1, len(lines))
-    for ax, (shape, of_shape) in zip(axes[0], lines.items(), strict=True):
-        _draw_lines(ax, {arm: _sorted(line) for arm, line in of_shape.items()})
-        depths = sorted({depth for line in of_shape.values() for depth in line})
-        ax.set(title=shape, xlabel="depth", xscale="log")
+    for ax, (kind, of_kind) in zip(axes[0], lines.items(), strict=True):
+        _draw_lines(ax, {arm: _sorted(line) for arm, line in of_kind.items()})
+        depths = sorted({depth for line in of_kind.values() for depth in line})
+        ax.set(title=kind, xlabel="depth", xscale="log")
+        ax.title.set_fontsize(9)
         ax.set_xticks(depths, [str(depth) for depth in depths])
         ax.minorticks_off()
     axes[0, 0].set_ylabel("median test accuracy")
