@@ -7,7 +7,7 @@ Fortran program to find the Euclidean norm of a vector*, ACM TOMS 1978; E. Ander
 Safe scaling in the level 1 BLAS*, ACM TOMS 2017, who add each entry to one of three sums). Entries
 are added up twice, for their mean. That is one read of the gradient, without a branch or a select;
 all that follows is arithmetic on one vector with an entry for each layer. On a CPU, where each sum
-is a read, plain sums come first, and those in other units only where a plain one leaves its range.
+is a read, plain sums come first, and these five only where a plain one leaves its range.
 """
 
 from collections.abc import Callable
@@ -136,9 +136,9 @@ def _sums_of_layers(
     """The sums of all layers, in as few reads as the platform can do with."""
     unit, limit, enough, shift = _Windows.of(dtype)
 
-    def joined(sums_of: Callable[..., list[jax.Array]], *options: Any) -> list[jax.Array]:
+    def joined(sums_of: Callable[..., list[jax.Array]]) -> list[jax.Array]:
         sums = (
-            sums_of(leaf, axes, dtype, has_complex, *options)
+            sums_of(leaf, axes, dtype, has_complex)
             for leaf, axes in zip(leaves, reduce, strict=True)
         )
         return [jnp.concatenate(list(map(_replicated, one))) for one in zip(*sums, strict=True)]
@@ -151,49 +151,30 @@ def _sums_of_layers(
         ]
         return _Sums(jnp.stack([big, middle, small]), in_windows)
 
-    # XLA:CPU makes a pass of every sum, and vectorizes plain ones best. Many sums take it long to
-    # compile, so that the windows are the turns of a loop.
+    # XLA:CPU makes a pass of every sum, and vectorizes plain ones best.
     def plain_first() -> _Sums:
-        plain = joined(_sums_in_unit)
+        plain = joined(_plain_sums)
 
-        def of_plain() -> list[jax.Array]:
+        def of_plain() -> _Sums:
             none = jnp.zeros_like(plain[0])
-            return [jnp.stack([none, total, none]) for total in plain]
-
-        def of_windows() -> list[jax.Array]:
-            factors = jnp.array([1 / unit, 1, unit], dtype)
-            limits = jnp.array([jnp.inf, limit, limit], dtype)
-            return jax.lax.map(lambda window: joined(_sums_in_unit, *window), (factors, limits))
+            squares, *entries = (jnp.stack([none, total, none]) for total in plain)
+            return _Sums(squares, entries)
 
         are_safe = jnp.all((plain[0] >= enough) & (plain[0] <= limit**2))
-        squares, *entries = jax.lax.cond(are_safe, of_plain, of_windows)
-        return _Sums(squares, entries)
+        return jax.lax.cond(are_safe, of_plain, in_one_read)
 
     return jax.lax.platform_dependent(cpu=plain_first, default=in_one_read)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
-def _sums_in_unit(
-    values: jax.Array,
-    reduce: tuple[int, ...],
-    dtype: jnp.dtype,
-    has_complex: bool,
-    factor: jax.Array | None = None,
-    limit: jax.Array | None = None,
+def _plain_sums(
+    values: jax.Array, reduce: tuple[int, ...], dtype: jnp.dtype, has_complex: bool
 ) -> list[jax.Array]:
-    """Sums of the squares, and of the real and imaginary parts: of all entries times the factor."""
-
-    def within(part: jax.Array, room: int) -> jax.Array:
-        if factor is None or limit is None:
-            return part
-        return jnp.clip(part * factor, -room * limit, room * limit)
-
+    """The sum of squares, and of the entries, of the real and the imaginary parts."""
     parts = [jnp.real(values), jnp.imag(values)] if has_complex else [jnp.real(values)]
     parts = [part.astype(dtype) for part in parts]
-    squares = sum(within(part, 1) ** 2 for part in parts)
-    # Other limits, for XLA:CPU would write to memory what two sums share.
-    terms = [squares, *(within(part, 2) for part in parts)]
-    return [jnp.sum(term, axis=reduce).ravel() for term in terms]
+    squares = sum(part * part for part in parts)
+    return [jnp.sum(term, axis=reduce).ravel() for term in (squares, *parts)]
 
 
 def _replicated(x: jax.Array) -> jax.Array:
