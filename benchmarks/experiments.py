@@ -267,16 +267,20 @@ _NORMFREE_ARMS = tuple(
     )
 )
 
+
+def _digits(*networks: str, **options: str) -> tuple[ClassificationTask, ...]:
+    """The digits, for networks by their shape and depth, such as ``"residual 50"``."""
+    named = (name.split() for name in networks)
+    return tuple(
+        ClassificationTask("digits", DeepNetwork(int(depth), shape=shape, **options))
+        for shape, depth in named
+    )
+
+
 NORMFREE = Experiment(
     "normfree-depth",
     "which optimizer trains deep classifiers without normalization",
-    tuple(
-        ClassificationTask("digits", DeepNetwork(depth, shape=shape))
-        for shape, depth in (
-            *(("residual", 50), ("plain", 50), ("residual", 150)),
-            *(("plain", 20), ("residual", 300), ("plain", 150)),
-        )
-    ),
+    _digits("residual 50", "plain 50", "residual 150", "plain 20", "residual 300", "plain 150"),
     _NORMFREE_ARMS,
     steps=600,
     num_rates=8,
@@ -485,40 +489,28 @@ EXPERIMENTS: dict[str, Experiment] = {
             NORMFREE,
             name="normfree-confirm",
             about="whether what did well on 50 layers does so on other networks",
-            tasks=tuple(
-                ClassificationTask("digits", DeepNetwork(depth, shape=shape))
-                for shape, depth in (("residual", 150), ("plain", 20), ("residual", 300))
-            ),
+            tasks=_digits("residual 150", "plain 20", "residual 300"),
             arms=_NORMFREE_TO_CONFIRM,
         ),
         replace(
             NORMFREE,
             name="normfree-gelu",
             about="whether it holds with another activation",
-            tasks=tuple(
-                ClassificationTask("digits", DeepNetwork(50, shape=shape, activation="gelu"))
-                for shape in ("residual", "plain")
-            ),
+            tasks=_digits("residual 50", "plain 50", activation="gelu"),
             arms=_NORMFREE_TO_CONFIRM,
         ),
         replace(
             NORMFREE,
             name="normfree-scaled",
             about="whether it holds where 300 residual layers stay within float32",
-            tasks=tuple(
-                ClassificationTask("digits", DeepNetwork(depth, initialization="quarter_variance"))
-                for depth in (150, 300)
-            ),
+            tasks=_digits("residual 150", "residual 300", initialization="quarter_variance"),
             arms=_NORMFREE_TO_CONFIRM,
         ),
         replace(
             NORMFREE,
             name="normfree-memory",
             about="the control of attack: the same memory without it",
-            tasks=tuple(
-                ClassificationTask("digits", DeepNetwork(depth, shape="residual"))
-                for depth in (50, 150)
-            ),
+            tasks=_digits("residual 50", "residual 150"),
             arms=tuple(
                 _for_classifiers(stablegrad_arm(base, decay=0.9, balance=b, equalize=equalize))
                 for base, b, equalize in (
