@@ -268,13 +268,19 @@ _NORMFREE_ARMS = tuple(
 )
 
 
-def _digits(*networks: str, **options: str) -> tuple[ClassificationTask, ...]:
+def _digits(
+    *names: str, activation: str = "relu", initialization: str = "lecun"
+) -> tuple[ClassificationTask, ...]:
     """The digits, for networks by their shape and depth, such as ``"residual 50"``."""
-    named = (name.split() for name in networks)
-    return tuple(
-        ClassificationTask("digits", DeepNetwork(int(depth), shape=shape, **options))
-        for shape, depth in named
-    )
+
+    def task(name: str) -> ClassificationTask:
+        shape, depth = name.split()
+        network = DeepNetwork(
+            int(depth), shape=shape, activation=activation, initialization=initialization
+        )
+        return ClassificationTask("digits", network)
+
+    return tuple(map(task, names))
 
 
 NORMFREE = Experiment(

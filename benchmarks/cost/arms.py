@@ -34,6 +34,8 @@ FRONTS: dict[str, Callable[[], Transformation]] = {
     "block-normalized": lambda: _of_each_leaf(lambda g: g / jnp.linalg.norm(g)),
     "ZNorm": lambda: _of_each_leaf(lambda g: (g - jnp.mean(g)) / jnp.std(g)),
 }
+OURS = ("alone", "stablegrad", "stablegrad, delayed")
+"""Both forms of the transform, and what they are beside."""
 WHOLE: dict[str, Callable[[], Transformation]] = {
     "lamb": partial(optax.lamb, 1e-3),
     "novograd": partial(optax.novograd, 1e-3),

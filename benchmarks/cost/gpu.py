@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from benchmarks.cost import programs
-from benchmarks.cost.arms import FRONTS, WHOLE
+from benchmarks.cost.arms import FRONTS, OURS, WHOLE
+from benchmarks.cost.programs import cell_of
 
 PLATFORM = "gpu"
 
@@ -20,13 +21,12 @@ def cells() -> Iterator[dict[str, Any]]:
     chips = _chips()
     if not chips:
         return
-    ours = ("alone", "stablegrad", "stablegrad, delayed")
-    fronts = {"adam": (*FRONTS, *WHOLE), "adamw": ours, "sgd": ours}
-    settings = [(base, front, "float32") for base in fronts for front in fronts[base]]
-    settings += [("adam", front, "bfloat16") for front in ours]
-    for base, front, dtype in settings:
-        chip = chips[0].device_kind
-        yield {"chip": chip, "devices": 1, "base": base, "arm": front, "grads": dtype}
+    chip = chips[0].device_kind
+    for base, fronts in {"adam": (*FRONTS, *WHOLE), "adamw": OURS, "sgd": OURS}.items():
+        for front in fronts:
+            yield cell_of(chip, 1, base, front)
+    for front in OURS:
+        yield cell_of(chip, 1, "adam", front, "bfloat16")
 
 
 def measure(cell: dict[str, Any]) -> dict[str, Any]:

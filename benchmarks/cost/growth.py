@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.cost.arms import arm, step_of
+from benchmarks.cost.arms import OURS, arm, step_of
 from stablegrad_optax import stablegrad, stacked
 
 PyTree = Any
@@ -23,7 +23,7 @@ LEAVES = (10, 100, 1000, 10_000)
 COMPILED = 1000
 STEPS = 11
 SHAPE = (64, 64)
-FRONTS = ("alone", "stablegrad", "stablegrad, delayed", "clip_by_global_norm", "adaptive_grad_clip")
+FRONTS = (*OURS, "clip_by_global_norm", "adaptive_grad_clip")
 
 
 def cells() -> Iterator[dict[str, Any]]:
@@ -31,7 +31,7 @@ def cells() -> Iterator[dict[str, Any]]:
     for leaves in LEAVES:
         for front in FRONTS:
             yield {"backend": jax.default_backend(), "leaves": leaves, "arm": front}
-    for front in ("alone", "stablegrad", "stablegrad, delayed"):
+    for front in OURS:
         yield {"backend": jax.default_backend(), "leaves": 1, "layers": 1000, "arm": front}
 
 

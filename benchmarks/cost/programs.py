@@ -29,6 +29,13 @@ PyTree = Any
 LEAVES, SHAPE = 4, (4096, 4096)
 
 
+def cell_of(
+    chip: str, devices: int, base: str, front: str, grads: str = "float32"
+) -> dict[str, Any]:
+    """An arm's optimizer step on so many chips, with gradients of that dtype."""
+    return {"chip": chip, "devices": devices, "base": base, "arm": front, "grads": grads}
+
+
 def measure(cell: dict[str, Any], devices: np.ndarray) -> dict[str, Any]:
     """Compile one cell for the devices and count; the bytes of later steps apart."""
     counted = _measure(cell, devices)

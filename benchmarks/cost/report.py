@@ -7,7 +7,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from benchmarks.cost.arms import WHOLE
+from benchmarks.cost.arms import OURS, WHOLE
 from benchmarks.cost.records import RECORDS, read
 from benchmarks.cost.training import ALL
 from benchmarks.pages import fill, markdown
@@ -16,7 +16,7 @@ PAGE = Path("docs/cost.md")
 README = Path("README.md")
 PICTURE = Path("docs/images/cost.png")
 SUMMARY = (
-    *("alone", "stablegrad", "stablegrad, delayed", "clip_by_global_norm", "adaptive_grad_clip"),
+    *(*OURS, "clip_by_global_norm", "adaptive_grad_clip"),
     *("stablegrad_adam, delayed, bfloat16 mu", "stablegrad_sgd, delayed, momentum"),
 )
 """The arms of the README's table, beside Adam alone."""

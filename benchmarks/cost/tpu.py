@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.cost import programs
-from benchmarks.cost.arms import FRONTS, WHOLE
+from benchmarks.cost.arms import FRONTS, OURS, WHOLE
+from benchmarks.cost.programs import cell_of
 from benchmarks.tpu_compiler import devices
 
 TOPOLOGIES = {
@@ -21,22 +22,17 @@ TOPOLOGIES = {
 
 def cells() -> Iterator[dict[str, Any]]:
     """Every measurement, the ones that matter most first."""
-
-    def cell(chip: str, devices: int, base: str, front: str, dtype: str = "float32") -> Any:
-        return {"chip": chip, "devices": devices, "base": base, "arm": front, "grads": dtype}
-
-    ours = ("alone", "stablegrad", "stablegrad, delayed")
     for front in (*FRONTS, *WHOLE):
-        yield cell("v5p", 1, "adam", front)
+        yield cell_of("v5p", 1, "adam", front)
     for base in ("adamw", "sgd"):
-        for front in ours:
-            yield cell("v5p", 1, base, front)
+        for front in OURS:
+            yield cell_of("v5p", 1, base, front)
     for chip, count in TOPOLOGIES:
-        for front in (*ours, "clip_by_global_norm", "adaptive_grad_clip"):
-            yield cell(chip, count, "adam", front)
-    for front in ours:
-        yield cell("v5p", 1, "adam", front, "bfloat16")
-    for front in (*ours, "clip_by_global_norm"):
+        for front in (*OURS, "clip_by_global_norm", "adaptive_grad_clip"):
+            yield cell_of(chip, count, "adam", front)
+    for front in OURS:
+        yield cell_of("v5p", 1, "adam", front, "bfloat16")
+    for front in (*OURS, "clip_by_global_norm"):
         yield {"chip": "v5p", "devices": 1, "base": "adam", "arm": front, "program": "transformer"}
 
 
