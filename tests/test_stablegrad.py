@@ -220,6 +220,14 @@ def test_the_papers_rule_at_decay_zero() -> None:
     np.testing.assert_allclose(updates["kernel"], want, rtol=1e-6)
 
 
+@pytest.fixture(params=["cpu", "accelerators"])
+def platform(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what TPUs and GPUs do, where a branch takes the statistic once more."""
+    if request.param == "accelerators":
+        monkeypatch.setattr(jax.lax, "platform_dependent", lambda *a, default, **of: default(*a))
+
+
+@pytest.mark.usefixtures("platform")
 def test_delayed_equals_undelayed_on_the_first_step_and_lags_by_one_after() -> None:
     first, second = normal(SMALL), jax.tree.map(lambda g: 100 * g, normal(SMALL, 1))
     now, delayed = (stablegrad(decay=0.0, delayed=flag) for flag in (False, True))
@@ -234,6 +242,7 @@ def test_delayed_equals_undelayed_on_the_first_step_and_lags_by_one_after() -> N
     chex.assert_trees_all_close(state, state_now, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("platform")
 def test_delayed_uses_this_steps_statistic_for_a_layer_that_comes_alive() -> None:
     grads = normal(SMALL)
     asleep = {**grads, "kernel": np.zeros_like(grads["kernel"])}
@@ -242,6 +251,15 @@ def test_delayed_uses_this_steps_statistic_for_a_layer_that_comes_alive() -> Non
     np.testing.assert_array_equal(updates["kernel"], 0.0)
     updates, state = tx.update(grads, state)
     assert np.std(updates["kernel"]) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_on_a_cpu_delayed_takes_the_statistic_once() -> None:
+    def sums(delayed: bool) -> int:
+        tx, grads = stablegrad(delayed=delayed), normal(SMALL)
+        program = jax.jit(tx.update).lower(grads, tx.init(grads)).compile()
+        return (program.as_text() or "").count(" reduce(")
+
+    assert sums(delayed=True) == sums(delayed=False) > 0
 
 
 def test_delayed_prediction_reference_is_of_this_step() -> None:

@@ -211,6 +211,20 @@ MUTATIONS = [
         "return before",
     ),
     Mutation(
+        "delayed first step of an accelerator unscaled",
+        "running",
+        "lambda: known_or(take_after())",
+        "lambda: before",
+        tests="stablegrad",
+    ),
+    Mutation(
+        "delayed takes the statistic twice on a CPU",
+        "running",
+        "cpu=lambda: known_or(after)",
+        "cpu=without_waiting",
+        tests="stablegrad",
+    ),
+    Mutation(
         "delayed never in the steady state",
         "running",
         "jnp.all(before > 0), lambda: before",
