@@ -19,10 +19,12 @@ from rich.console import Console
 
 from benchmarks import records, runner
 from benchmarks.experiments import EXPERIMENTS
+from benchmarks.normfree import report
 from benchmarks.normfree import task as tasks
 from benchmarks.normfree.task import TextTask
 from benchmarks.normfree.text import VOCABULARY, Text, entropy, python_topics
 from benchmarks.normfree.transformer import Transformer
+from benchmarks.results import Results
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.usefixtures("compiled_quickly")]
 
@@ -232,3 +234,14 @@ def test_an_experiment_runs_and_records_every_layer(name: str, tmp_path: Path):
     # Six kernels of each block, and the output's.
     assert np.shape(report["scale_curve"])[1] == 6 * 3 + 1
     assert np.all(np.array(report["scale_curve"]) > 0)
+
+
+def test_a_text_is_scored_by_its_loss_and_images_by_their_accuracy():
+    text, images = (EXPERIMENTS[f"normfree-{name}"].tasks[0] for name in ("transformer", "images"))
+    assert (report.score(text, 2.2345), report.score(images, 0.25)) == ("2.23", "75.0%")
+    assert report.score(text, np.inf) == report.score(images, np.inf) == "diverged"
+
+    experiment = EXPERIMENTS["normfree-transformer-layernorm"]
+    table = report.score_tables(Results(experiment, records.FOLDER))
+    assert "| optimizer | test loss | trained (below 2.35) |" in table
+    assert "| AdamW | 2.23 (2.22-2.24) | 100% |" in table
