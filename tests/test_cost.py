@@ -122,20 +122,23 @@ def test_every_arm_takes_a_step(front: str) -> None:
 
 
 def clock(num_arms: int) -> SimpleNamespace:
-    """Every step takes as long as its arm's place in the table, in slower and slower turns."""
+    """Every step takes as long as its arm's place in the table, in slower and slower turns.
+
+    Each turn starts with the arm after the one that the turn before it started with.
+    """
     calls = itertools.count()
 
     def perf_counter() -> float:
         (step, is_end) = divmod(next(calls), 2)
         turn, place = divmod(step, num_arms)
-        return 1e3 * step + is_end * (1 + turn) * (1 + place)
+        return 1e3 * step + is_end * (1 + turn) * (1 + (turn + place) % num_arms)
 
     return SimpleNamespace(perf_counter=perf_counter)
 
 
 @pytest.mark.standard_promotion
 def test_times_of_training_are_ratios_within_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "time", clock(5))
+    monkeypatch.setattr(times, "time", clock(5))
     monkeypatch.setattr(training, "WARMUP", 0)
     monkeypatch.setattr(training, "TURNS", 2)
     monkeypatch.setattr(training, "STEPS", 2)

@@ -1,11 +1,12 @@
 """Time of the compiled optimizer step on the CPU or GPU at hand, paired with the base optimizer's.
 
-Every arm makes one step in turn, so that what else the machine does falls on all alike. A ratio is
-taken within each turn; the record has the median and the quartiles of these ratios.
+Every arm makes one step in turn, so that what else the machine does falls on all alike, and each
+turn starts with another arm. A ratio is taken within each turn; the record has the median and the
+quartiles of these ratios.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -29,28 +30,41 @@ def measure(cell: dict[str, Any]) -> dict[str, Any]:
     """The time of each front's step as a ratio to the base optimizer alone."""
     side = round(np.sqrt(cell["parameters"]))
     grads = jax.random.normal(jax.random.key(0), (side, side))
-    running = {}
-    for front in FRONTS:
+
+    def start(front: str) -> tuple[Callable[[Any], Any], Any]:
         tx = arm(front, cell["base"])
-        params = jnp.zeros_like(grads)
         step = jax.jit(step_of(tx), donate_argnums=(0, 1))
-        running[front] = (step, params, tx.init(params))
+        params = jnp.zeros_like(grads)
+        return lambda carry: step(*carry, grads), (params, tx.init(params))
 
-    seconds: dict[str, list[float]] = {front: [] for front in running}
-    for turn in range(WARMUP + TURNS[cell["parameters"]]):
-        for front, (step, params, state) in running.items():
+    running = {front: start(front) for front in FRONTS}
+    return in_turn(running, WARMUP, TURNS[cell["parameters"]])
+
+
+def in_turn(
+    running: Mapping[str, tuple[Callable[[Any], Any], Any]], warmup: int, turns: int
+) -> dict[str, Any]:
+    """Median and quartiles of the ratios within a turn to ``"alone"``, by arm.
+
+    Args:
+        running: By the arm's name, a function of what is carried from call to call, and its start.
+        warmup: Turns whose times are not kept.
+        turns: Turns whose times are.
+    """
+    steps = {name: step for name, (step, _) in running.items()}
+    carried = {name: start for name, (_, start) in running.items()}
+    names = list(running)
+    seconds = np.empty((warmup + turns, len(names)))
+    for turn, of_turn in enumerate(seconds):
+        for index in np.roll(np.arange(len(names)), -turn):
+            name = names[index]
             start = time.perf_counter()
-            params, state = jax.block_until_ready(step(params, state, grads))
-            if turn >= WARMUP:
-                seconds[front].append(time.perf_counter() - start)
-            running[front] = (step, params, state)
-    ratios = quartiles_beside(seconds["alone"], seconds)
-    return {"device": jax.devices()[0].device_kind, "ratios": ratios}
-
-
-def quartiles_beside(alone: list[float], seconds: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Median and quartiles of the ratios within a turn, by arm."""
+            carried[name] = jax.block_until_ready(steps[name](carried[name]))
+            of_turn[index] = time.perf_counter() - start
+    kept = seconds[warmup:]
+    ratios = kept / kept[:, names.index("alone"), None]
+    quartiles = np.quantile(ratios, [0.5, 0.25, 0.75], axis=0).round(3).T
     return {
-        name: np.quantile(np.array(times) / np.array(alone), [0.5, 0.25, 0.75]).round(3).tolist()
-        for name, times in seconds.items()
+        "device": jax.devices()[0].device_kind,
+        "ratios": dict(zip(names, quartiles.tolist(), strict=True)),
     }

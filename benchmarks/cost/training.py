@@ -1,10 +1,9 @@
 """Time of a whole training step of the demo's PINN, paired with that of the base optimizer alone.
 
-Every arm makes a few steps of one network in turn; a ratio is taken within each turn. Another cell
-has the optimizers of the experiment by depth beside Adam, whatever their base.
+Every arm makes a few steps of one network in turn, as in ``times.py``. Another cell has the
+optimizers of the experiment by depth beside Adam, whatever their base.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ import jax
 import optax
 
 from benchmarks.arms import ARMS, Arm, stablegrad_arm
-from benchmarks.cost.times import quartiles_beside
+from benchmarks.cost.times import in_turn
 from benchmarks.demo import DEFAULT_TASK
 from benchmarks.experiments import BY_DEPTH
 from benchmarks.pinn.task import PinnTask
@@ -30,20 +29,8 @@ def cells() -> Iterator[dict[str, Any]]:
 
 def measure(cell: dict[str, Any], task: PinnTask = DEFAULT_TASK) -> dict[str, Any]:
     """The time of each arm's steps as a ratio to those of the base optimizer alone."""
-    arms = _arms(cell["base"])
-    running = {name: _start(task, arm) for name, arm in arms.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in running}
-    for turn in range(WARMUP + TURNS):
-        for name, (steps, carry) in running.items():
-            start = time.perf_counter()
-            carry = jax.block_until_ready(steps(carry))
-            if turn >= WARMUP:
-                seconds[name].append(time.perf_counter() - start)
-            running[name] = (steps, carry)
-    return {
-        "device": jax.devices()[0].device_kind,
-        "ratios": quartiles_beside(seconds["alone"], seconds),
-    }
+    running = {name: _start(task, arm) for name, arm in _arms(cell["base"]).items()}
+    return in_turn(running, WARMUP, TURNS)
 
 
 def _arms(base: str) -> dict[str, Arm]:
