@@ -399,6 +399,17 @@ _NORMFREE_TO_CONFIRM = tuple(
     )
 )
 
+# The control of attack: the same memory without it.
+_MEMORY = tuple(
+    _for_classifiers(stablegrad_arm(base, decay=0.9, balance=balance, equalize=equalize))
+    for base, balance, equalize in (
+        ("sgd", 1.0, "std"),
+        ("sgd", 1.0, "norm"),
+        ("adamw", 1.0, "std"),
+        ("adamw", 0.5, "std"),
+    )
+)
+
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
@@ -510,22 +521,14 @@ EXPERIMENTS: dict[str, Experiment] = {
             name="normfree-scaled",
             about="whether it holds where 300 residual layers stay within float32",
             tasks=_digits("residual 150", "residual 300", initialization="quarter_variance"),
-            arms=_NORMFREE_TO_CONFIRM,
+            arms=tuple(dict.fromkeys((*_NORMFREE_TO_CONFIRM, *_MEMORY, *_NORMFREE_ARMS))),
         ),
         replace(
             NORMFREE,
             name="normfree-memory",
             about="the control of attack: the same memory without it",
             tasks=_digits("residual 50", "residual 150"),
-            arms=tuple(
-                _for_classifiers(stablegrad_arm(base, decay=0.9, balance=b, equalize=equalize))
-                for base, b, equalize in (
-                    ("sgd", 1.0, "std"),
-                    ("sgd", 1.0, "norm"),
-                    ("adamw", 1.0, "std"),
-                    ("adamw", 0.5, "std"),
-                )
-            ),
+            arms=_MEMORY,
         ),
         _IMAGES,
         replace(
@@ -540,6 +543,14 @@ EXPERIMENTS: dict[str, Experiment] = {
             arms=tuple(arm for arm in _IMAGES.arms if arm.name in ("adamw", "sgd")),
         ),
         _TEXT,
+        replace(
+            _TEXT,
+            name="normfree-transformer-scaled",
+            about="whether it holds where 48 blocks do not explode at their start",
+            tasks=tuple(
+                TextTask(Transformer(depth, initialization="scaled_residual")) for depth in (48, 12)
+            ),
+        ),
         replace(
             _TEXT,
             name="normfree-transformer-layernorm",

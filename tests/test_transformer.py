@@ -150,9 +150,23 @@ def test_a_later_character_does_not_change_earlier_logits(layer_norm: bool):
     assert np.all(np.max(np.abs(before - after)[0, 3:], axis=-1) > 1e-3)
 
 
-def test_heads_that_cannot_share_the_width_are_an_error():
+def test_bad_settings_are_an_error():
     with pytest.raises(ValueError, match="3 heads cannot share a width of 8"):
         Transformer(2, width=8, heads=3)
+    with pytest.raises(ValueError, match=r"no transformer has 'glorot': choose of \('lecun', "):
+        Transformer(2, initialization="glorot")
+
+
+def test_a_scaled_residual_start_divides_what_is_added_by_the_root_of_the_additions():
+    usual, scaled = (
+        jax.jit(Transformer(8, initialization=initialization).init, static_argnums=1)(KEY, 11)
+        for initialization in ("lecun", "scaled_residual")
+    )
+    for (path, before), (_, after) in zip(
+        *map(jax.tree.leaves_with_path, (usual, scaled)), strict=True
+    ):
+        factor = 1 / 4 if {"out", "contract"} & {key.key for key in path} else 1
+        np.testing.assert_allclose(after, factor * before, rtol=1e-6)
 
 
 # The task.
@@ -212,7 +226,7 @@ def test_a_small_network_learns_more_than_the_frequencies():
 # Their training.
 
 
-@pytest.mark.parametrize("name", ["normfree-transformer", "normfree-transformer-layernorm"])
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if "transformer" in name])
 def test_an_experiment_runs_and_records_every_layer(name: str, tmp_path: Path):
     experiment = EXPERIMENTS[name]
     task = experiment.tasks[0]

@@ -219,7 +219,9 @@ class TextTask:
     def title(self) -> str:
         """The task in a few words."""
         norm = " with LayerNorm" * self.network.layer_norm
-        return f"text, transformer{norm}, depth {self.network.depth}"
+        start = self.network.initialization.replace("_", "-")
+        kind = f"transformer{norm}" + f", {start}" * (start != "lecun")
+        return f"text, {kind}, depth {self.network.depth}"
 
     def describe(self) -> dict[str, Any]:
         """What identifies the task in a record."""

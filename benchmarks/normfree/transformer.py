@@ -1,5 +1,6 @@
 """A decoder of any depth, with LayerNorm or without."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 from benchmarks.layers import Layer, affine, init_layer
 
 Params = dict[str, Any]
+
+INITIALIZATIONS = ("lecun", "scaled_residual")
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,9 @@ class Transformer:
         context: The most characters that it reads at once.
         layer_norm: Whether it has its LayerNorms. They are what it lacks otherwise, and all it
             lacks.
+        initialization: ``"lecun"``, or ``"scaled_residual"``, as in GPT-2 (Radford et al., 2019):
+            kernels whose output is added to h are divided by the root of the number of such
+            additions, twice the depth.
     """
 
     depth: int
@@ -35,8 +41,13 @@ class Transformer:
     heads: int = 2
     context: int = 16
     layer_norm: bool = False
+    initialization: str = "lecun"
 
     def __post_init__(self) -> None:
+        if self.initialization not in INITIALIZATIONS:
+            raise ValueError(
+                f"no transformer has {self.initialization!r}: choose of {INITIALIZATIONS}"
+            )
         if self.width % self.heads:
             raise ValueError(f"{self.heads} heads cannot share a width of {self.width} evenly")
 
@@ -61,6 +72,9 @@ class Transformer:
                 name: init_layer(key, kernel, *size)
                 for key, (name, size) in zip(keys, sizes.items(), strict=True)
             }
+            if self.initialization == "scaled_residual":
+                for name in ("out", "contract"):
+                    layers[name]["kernel"] /= math.sqrt(2 * self.depth)
             return layers | norms("attention_norm", "mlp_norm")
 
         keys = jax.random.split(key, 4)
