@@ -473,6 +473,7 @@ EXPERIMENTS: dict[str, Experiment] = {
                 for decay in (0.0, 0.9)
             ),
             steps=2000,
+            reported_seeds=tuple(range(8)),
         ),
         replace(
             _DEPTH,
@@ -486,14 +487,15 @@ EXPERIMENTS: dict[str, Experiment] = {
                     ("sin", "activation_aware"),
                 )
                 for task in tasks(
-                    "burgers poisson helmholtz",
-                    (16,),
+                    "burgers poisson",
+                    (8,),
                     activation=activation,
                     initialization=initialization,
                 )
             ),
-            arms=_TO_CONFIRM,
+            arms=BY_DEPTH,
             steps=2000,
+            reported_seeds=tuple(range(8)),
         ),
         NORMFREE,
         replace(
