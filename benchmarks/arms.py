@@ -11,7 +11,7 @@ from optax.contrib import MuonDimensionNumbers
 
 from benchmarks.peers import block_normalized, gradient_stabilizer, on_each_layer, z_normalized
 from benchmarks.variants import compressor
-from stablegrad_optax import stablegrad, stacked
+from stablegrad_optax import per_leaf, stablegrad, stacked, weights_only
 
 Stages = tuple[optax.GradientTransformationExtraArgs, optax.GradientTransformationExtraArgs]
 Rate = optax.ScalarOrSchedule
@@ -66,8 +66,11 @@ _LABELS = {
 }
 
 
-def _stablegrad(stacked_keys: Stacked, **options: Any) -> optax.GradientTransformation:
-    return stablegrad(**options, layers=stacked(f"^({'|'.join(stacked_keys)})/"))
+def _stablegrad(
+    stacked_keys: Stacked, biases: bool = True, **options: Any
+) -> optax.GradientTransformation:
+    rule = per_leaf if biases else weights_only
+    return stablegrad(**options, layers=stacked(f"^({'|'.join(stacked_keys)})/", rule))
 
 
 def _peer(make: Callable[..., optax.GradientTransformation]) -> Callable[..., Any]:
@@ -138,8 +141,12 @@ def stablegrad_arm(
     delayed: bool = False,
     attack: float | None = None,
     equalize: str = "std",
+    biases: bool = True,
 ) -> Arm:
-    """An arm of the grid of StableGrad's options, named by all that are not the default."""
+    """An arm of the grid of StableGrad's options, named by all that are not the default.
+
+    Without ``biases`` they are left alone, as in the paper.
+    """
     kind = "prediction" if reference == "prediction" else "fixed"
     name = f"stablegrad-{base}-{kind}-d{decay}-b{balance}{'-delayed' if delayed else ''}"
     shown = [f"decay {decay:g}", f"balance {balance:g}"]
@@ -152,6 +159,9 @@ def stablegrad_arm(
     if equalize != "std":
         name, shown = f"{name}-{equalize}", [*shown, f"equal {equalize}s"]
         options["equalize"] = equalize
+    if not biases:
+        name, shown = f"{name}-weights", [*shown, "weights only"]
+        options["biases"] = False
     return Arm(
         name,
         f"StableGrad ({', '.join(shown)}) + {_LABELS[base]}",

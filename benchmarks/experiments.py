@@ -460,6 +460,19 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         replace(
             _DEPTH,
+            name="pinn-biases",
+            about="whether to scale the biases or, as the paper does, the weights alone",
+            tasks=tasks("burgers poisson-soft", (8,)),
+            arms=tuple(
+                stablegrad_arm(base, decay=0.0, balance=0.5, biases=biases)
+                for base in ("adam", "sgd", "muon")
+                for biases in (True, False)
+            ),
+            steps=2000,
+            reported_seeds=tuple(range(8)),
+        ),
+        replace(
+            _DEPTH,
             name="pinn-prediction",
             about="which gradient to take for that of the prediction of a PINN",
             tasks=tuple(

@@ -47,9 +47,12 @@ SCALES_OF = (
 
 def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> None:
     """Put the tables into the page, and draw the pictures."""
-    screen, depth, by_depth, confirm, prediction, networks = (
+    screen, depth, by_depth, confirm, prediction, networks, biases, attack = (
         Results(EXPERIMENTS[f"pinn-{name}"], folder)
-        for name in ("screen", "depth", "by-depth", "confirm", "prediction", "networks")
+        for name in (
+            *("screen", "depth", "by-depth", "confirm"),
+            *("prediction", "networks", "biases", "attack"),
+        )
     )
     tables: dict[str, str] = {}
     if screen.tasks:
@@ -57,11 +60,11 @@ def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> No
         for name, scalings in (("peers", PEER_SCALINGS), ("variants", {"compressor"})):
             arms = [arm for arm in screen.experiment.arms if arm.scaling in scalings]
             tables[f"screened {name}"] = errors_table(screen, arms)
-    for results in (depth, by_depth, confirm, prediction, networks):
+    for results in (depth, by_depth, confirm, prediction, networks, biases, attack):
         name = results.experiment.name.removeprefix("pinn-")
         if results.tasks:
             tables[name] = results_table(results)
-        if results.tasks and results is not by_depth:
+        if results in (depth, confirm) and results.tasks:
             draw_errors(results, images / f"pinn_{name}.png")
     if by_depth.tasks:
         draw_depths(by_depth, images / "pinn_depths.png")
