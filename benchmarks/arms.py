@@ -9,7 +9,14 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers
 
-from benchmarks.peers import block_normalized, gradient_stabilizer, on_each_layer, z_normalized
+from benchmarks.peers import (
+    block_normalized,
+    block_normalized_in_range,
+    clip_in_range,
+    gradient_stabilizer,
+    on_each_layer,
+    z_normalized,
+)
 from benchmarks.variants import compressor
 from stablegrad_optax import per_leaf, stablegrad, stacked, weights_only
 
@@ -87,6 +94,8 @@ SCALINGS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "z_normalized": _peer(z_normalized),
     "gradient_stabilizer": _peer(gradient_stabilizer),
     "compressor": compressor,
+    "clip_in_range": lambda stacked_keys: clip_in_range(1.0),
+    "block_normalized_in_range": _peer(block_normalized_in_range),
 }
 """What is done to the gradient, for the keys of stacked parameters and options."""
 
@@ -228,6 +237,13 @@ def _peers_of(base: str) -> list[Arm]:
         )
         for scaling, label in _PEERS.items()
     ]
+
+
+def in_range(peer: Arm) -> Arm:
+    """The control of range: the same arm with a norm that does not overflow."""
+    label = peer.label.replace(" + ", ", norm in range + ")
+    scaling = f"{peer.scaling}_in_range"
+    return replace(peer, name=f"{scaling}_{peer.base}", label=label, scaling=scaling)
 
 
 PEERS = [

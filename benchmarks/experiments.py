@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.arms import ADAMW_PEERS, ARMS, PEERS, Arm, compressor_arm, stablegrad_arm
+from benchmarks.arms import (
+    ADAMW_PEERS,
+    ARMS,
+    PEERS,
+    Arm,
+    compressor_arm,
+    in_range,
+    stablegrad_arm,
+)
 from benchmarks.normfree.convnets import NETWORKS, ConvNet
 from benchmarks.normfree.networks import DeepNetwork
 from benchmarks.normfree.task import ClassificationTask, ConvolutionTask, TextTask
@@ -537,6 +545,19 @@ EXPERIMENTS: dict[str, Experiment] = {
             about="whether it holds where 300 residual layers stay within float32",
             tasks=_digits("residual 150", "residual 300", initialization="quarter_variance"),
             arms=tuple(dict.fromkeys((*_NORMFREE_TO_CONFIRM, *_MEMORY, *_NORMFREE_ARMS))),
+        ),
+        replace(
+            NORMFREE,
+            name="normfree-range",
+            about="the control of range: rivals whose norms do not overflow on 300 layers",
+            tasks=_digits("residual 300", initialization="quarter_variance"),
+            arms=tuple(
+                _for_classifiers(in_range(ARMS[name]))
+                for name in (
+                    *("clip_muon", "clip_adamw", "clip_sgd"),
+                    *("block_normalized_adamw", "block_normalized_sgd"),
+                )
+            ),
         ),
         replace(
             NORMFREE,

@@ -24,6 +24,21 @@ def z_normalized() -> optax.GradientTransformation:
     )
 
 
+def clip_in_range(max_norm: float) -> optax.GradientTransformation:
+    """``optax.clip_by_global_norm`` with a norm that overflows nowhere: a control, not a peer."""
+
+    def clip(updates: Any, params: Any) -> Any:
+        norm = _norm_in_range(jax.tree.leaves(updates))
+        return jax.tree.map(lambda g: g * jnp.minimum(max_norm / _nonzero(norm), 1.0), updates)
+
+    return optax.stateless(clip)
+
+
+def block_normalized_in_range() -> optax.GradientTransformation:
+    """``block_normalized`` with such a norm."""
+    return _stateless_by_leaf(lambda g: g / _nonzero(_norm_in_range([g])))
+
+
 class GradientStabilizerState(NamedTuple):
     """Running moments of each leaf's norm."""
 
@@ -104,6 +119,12 @@ def _stateless_by_leaf(
     function: Callable[[jax.Array], jax.Array],
 ) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, params: jax.tree.map(function, updates))
+
+
+def _norm_in_range(leaves: list[jax.Array]) -> jax.Array:
+    """The norm of all leaves together, of multiples of the largest entry."""
+    unit = _nonzero(jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in leaves])))
+    return unit * jnp.sqrt(sum(jnp.sum(jnp.square(leaf / unit)) for leaf in leaves))
 
 
 def _nonzero(value: jax.Array) -> jax.Array:

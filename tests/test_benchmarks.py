@@ -3,6 +3,7 @@
 import json
 import signal
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from benchmarks.interrupts import deferred_interrupt
 from benchmarks.normfree import report as normfree_report
 from benchmarks.peers import (
     block_normalized,
+    block_normalized_in_range,
+    clip_in_range,
     gradient_stabilizer,
     on_each_layer,
     z_normalized,
@@ -133,7 +136,27 @@ def test_peers_do_what_their_papers_say():
     np.testing.assert_allclose(second["w"], grad / 13 * length, rtol=1e-5)
 
 
-@pytest.mark.parametrize("make", [block_normalized, z_normalized, gradient_stabilizer])
+@pytest.mark.parametrize("size", [1e-30, 1e-3, 1.0, 1e30])
+def test_norms_in_range_do_not_overflow(size: float):
+    grads = {"w": jnp.array([[3.0, 4.0], [0.0, 12.0]]) * size, "b": jnp.array([84.0]) * size}
+    clipped, _ = clip_in_range(1.0).update(grads, optax.EmptyState())
+    normalized, _ = block_normalized_in_range().update(grads, optax.EmptyState())
+    for name, norm in (("w", 13), ("b", 84)):
+        unit = grads[name] / np.float32(size)
+        np.testing.assert_allclose(clipped[name], unit * min(1 / 85, size), rtol=1e-6)
+        np.testing.assert_allclose(normalized[name], unit / norm, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        block_normalized,
+        block_normalized_in_range,
+        z_normalized,
+        gradient_stabilizer,
+        partial(clip_in_range, 1.0),
+    ],
+)
 def test_peers_leave_a_zero_gradient_zero(make):
     zero = {"w": jnp.zeros((3, 3))}
     done, _ = make().update(zero, make().init(zero), zero)

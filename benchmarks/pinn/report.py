@@ -1,6 +1,7 @@
 """The tables and pictures of docs/pinn.md, from the records of the PINN experiments."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,16 @@ def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> No
             tables[f"screened {name}"] = errors_table(screen, arms)
     for results in (depth, by_depth, confirm, prediction, networks, biases, attack):
         name = results.experiment.name.removeprefix("pinn-")
-        if results.tasks:
+        if results.tasks and results is not by_depth:
             tables[name] = results_table(results)
         if results in (depth, confirm) and results.tasks:
             draw_errors(results, images / f"pinn_{name}.png")
     if by_depth.tasks:
+        tables["ranks"] = ranks_table(by_depth)
+        for tasks in problems(by_depth).values():
+            tables[f"by-depth {tasks[0].describe()['problem']}"] = results_table(
+                part(by_depth, tasks)
+            )
         draw_depths(by_depth, images / "pinn_depths.png")
         if (times := step_times(folder)) is not None:
             draw_time(by_depth, times, images / "pinn_time.png")
@@ -95,6 +101,28 @@ def grid_table(results: Results) -> str:
 
     head = ["base", "reference", "delayed", "balance", *(f"decay {decay:g}" for decay in decays)]
     return markdown(head, rows())
+
+
+def part(results: Results, tasks: Sequence[Task]) -> Results:
+    """What came of some of the tasks."""
+    return replace(results, experiment=replace(results.experiment, tasks=tuple(tasks)))
+
+
+def ranks_table(results: Results, deep: int = 16) -> str:
+    """Mean ranks over all tasks and over the deep ones, among all and with the same base."""
+    deep_tasks = [task for task in results.tasks if task.describe()["depth"] >= deep]
+    ranks = [
+        ranks
+        for tasks in (results.tasks, deep_tasks)
+        for of_tasks in [part(results, tasks)]
+        for ranks in (of_tasks.mean_ranks(results.experiment.arms), of_tasks.ranks_in_family())
+    ]
+    rows = (
+        [arm.label, *(f"{of_arms[arm.name]:.1f}" for of_arms in ranks)] for arm in results.by_rank()
+    )
+    heads = (f"{depths}, {among}" for depths in ("all depths", f"{deep} layers and more")
+             for among in ("of all", "with its base"))  # fmt: skip
+    return markdown(["mean rank", *heads], rows)
 
 
 def errors_table(results: Results, arms: Sequence[Arm]) -> str:
