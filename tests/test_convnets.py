@@ -39,7 +39,7 @@ pytestmark = [pytest.mark.standard_promotion, pytest.mark.usefixtures("compiled_
 
 IMAGES = EXPERIMENTS["normfree-images"]
 BATCHNORM = EXPERIMENTS["normfree-images-batchnorm"]
-PICTURES = ("normfree_images_curves.png", "normfree_resnet50_layers.png")
+PICTURES = ("normfree_images_curves.png", "normfree_images_resnet50_layers.png")
 EACH_NETWORK = pytest.mark.parametrize("name", NETWORKS)
 KEY = jax.random.key(0)
 
@@ -331,7 +331,9 @@ def test_an_image_experiment_runs_with_other_settings(tmp_path: Path):
         assert np.all(np.array(found[-1][curve])[:-1] > 0)
         assert np.shape(found[-1][curve]) == (6, 54)
     batchnorm = replace(BATCHNORM, tasks=BATCHNORM.tasks[:1])
-    links = report.draw_images(Results(tiny, tmp_path), Results(batchnorm, tmp_path), tmp_path)
+    links = report.draw_networks(
+        Results(tiny, tmp_path), Results(batchnorm, tmp_path), "BatchNorm", tmp_path, "images"
+    )
     assert all(f"images/{name}" in link for name, link in zip(PICTURES, links, strict=True))
     assert all(imread(tmp_path / name).shape[0] > 800 for name in PICTURES)  # two rows
 

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from benchmarks.arms import Arm
+from benchmarks.normfree.task import TextTask
 from benchmarks.records import Record, errors
 from benchmarks.results import Results, style
 from benchmarks.training import Task
@@ -24,10 +25,11 @@ HIGHLIGHTED = (
     *("stablegrad-adamw-fixed-d0.0-b0.5", "stablegrad-adamw-fixed-d0.9-b0.5-a0.0"),
     *("clip_sgd", "gradient_stabilizer_sgd"),
     *("stablegrad-sgd-fixed-d0.0-b1.0", "stablegrad-sgd-fixed-d0.9-b1.0-a0.0-norm"),
+    *("clip_muon", "stablegrad-muon-fixed-d0.0-b0.5"),
 )
 """The arms whose lines have a colour: of each base two rivals, and StableGrad without and with
-attack. The lines of others are grey."""
-COLOURS = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8")
+attack; of Muon one each. The lines of others are grey."""
+COLOURS = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "navy", "C9")
 
 THE_SAME = {
     "compressor-adamw-a0-r0.9-b0.5-n0": "stablegrad-adamw-fixed-d0.9-b0.5-a0.0",
@@ -80,26 +82,31 @@ CURVES = {"error_curve": "median test accuracy", "loss_curve": "median training 
 """What is recorded over a run; records of before lack the second."""
 
 
-def draw_curves(gathered: Gathered, path: Path, batchnorm: Gathered | None = None) -> None:
-    """Accuracy and loss over a run, a column for each task.
+def draw_curves(
+    gathered: Gathered, path: Path, normalized: Gathered | None = None, norm: str = ""
+) -> None:
+    """Accuracy, or a text's loss, and training loss over a run, a column for each task.
 
     Args:
         gathered: What is drawn.
         path: The picture.
-        batchnorm: Records of the same tasks with BatchNorm, which are drawn in black.
+        normalized: Records of the same tasks with normalization layers, which are drawn in black.
+        norm: What these layers are called.
     """
     every = [record for found in gathered.values() for record in found.values()]
     names = [name for name in CURVES if any(name in record for record in every)]
     figure, axes = _axes(len(names), len(gathered))
     for row, name in zip(axes, names, strict=True):
         for ax, (task, found) in zip(row, gathered.items(), strict=True):
-            _draw_lines(ax, _curves(found, name))
-            for arm, line in _curves((batchnorm or {}).get(task, {}), name).items():
-                label = f"{arm.label}, with BatchNorm"
+            is_accuracy = name == "error_curve" and not isinstance(task, TextTask)
+            _draw_lines(ax, _curves(found, name, is_accuracy))
+            for arm, line in _curves((normalized or {}).get(task, {}), name, is_accuracy).items():
+                label = f"{arm.label}, with {norm}"
                 ax.plot(*line, color="black", linestyle=_dashes(arm), label=label)
             ax.set_title(task.title, fontsize=9)
-            ax.set(xlabel="step", yscale="log" if name == "loss_curve" else "linear")
-        row[0].set_ylabel(CURVES[name])
+            ax.set(xlabel="step", yscale="linear" if is_accuracy else "log")
+        is_text = any(isinstance(task, TextTask) for task in gathered)
+        row[0].set_ylabel(CURVES[name].replace("accuracy", "loss") if is_text else CURVES[name])
     _save(figure, axes, path)
 
 
@@ -121,14 +128,14 @@ def draw_scales(results: Results, path: Path) -> None:
     _save(figure, axes, path)
 
 
-def _curves(found: Mapping[Arm, Record], name: str) -> dict[Arm, Line]:
-    """A curve of each arm against the step; of errors the accuracy."""
+def _curves(found: Mapping[Arm, Record], name: str, is_accuracy: bool) -> dict[Arm, Line]:
+    """A curve of each arm against the step."""
     lines: dict[Arm, Line] = {}
     for arm, record in found.items():
         if name in record:
             values = np.array(record[name], float)
             steps = np.linspace(0, record["steps"], len(values) + 1)[1:]
-            lines[arm] = steps, (1 - values if name == "error_curve" else values)
+            lines[arm] = steps, (1 - values if is_accuracy else values)
     return lines
 
 

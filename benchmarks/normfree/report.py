@@ -37,12 +37,16 @@ BY_LAYER = (
 def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> None:
     """Put the tables into the page, and draw the pictures."""
     results = Results(NORMFREE, folder)
-    variants, confirm, memory, gelu, scaled, convnets, batchnorm, text, layernorm = (
+    variants, confirm, memory, gelu, scaled, in_range, convnets, batchnorm = (
         Results(EXPERIMENTS[f"normfree-{name}"], folder)
         for name in (
-            *("variants", "confirm", "memory", "gelu", "scaled"),
-            *("images", "images-batchnorm", "transformer", "transformer-layernorm"),
+            *("variants", "confirm", "memory", "gelu", "scaled", "range"),
+            *("images", "images-batchnorm"),
         )
+    )
+    text, scaled_text, layernorm = (
+        Results(EXPERIMENTS[f"normfree-transformer{name}"], folder)
+        for name in ("", "-scaled", "-layernorm")
     )
     tables = {"variants": results_table(variants), "confirm": results_table(confirm)}
     for shape, tasks in _by_shape(results).items():
@@ -57,11 +61,17 @@ def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> No
     draw_by_depth(gathered | gather((scaled, gelu)), images / "normfree_depths.png")
     if learned := _learned(gathered):
         draw_curves(learned, images / "normfree_curves.png")
-    for name, of_name in (("memory", memory), ("gelu", gelu), ("scaled", scaled)):
+    shown = {"memory": memory, "gelu": gelu, "scaled": scaled, "range": in_range}
+    for name, of_name in shown.items():
         tables[name] = score_tables(of_name)
-    tables["transformer"] = score_tables(text, layernorm, "LayerNorm")
-    pictures = draw_images(convnets, batchnorm, images)
-    tables["images"] = "\n\n".join([score_tables(convnets, batchnorm, "BatchNorm"), *pictures])
+    for name, of_name, normalized, norm in (
+        ("images", convnets, batchnorm, "BatchNorm"),
+        ("transformer", text, layernorm, "LayerNorm"),
+        ("scaled transformer", scaled_text, None, ""),
+    ):
+        table = score_tables(of_name, normalized, norm)
+        pictures = draw_networks(of_name, normalized, norm, images, name.replace(" ", "_"))
+        tables[name] = "\n\n".join([table, *pictures])
     fill(page, tables)
 
 
@@ -84,20 +94,34 @@ def _learned(gathered: Gathered) -> Gathered:
     }
 
 
-def draw_images(results: Results, batchnorm: Results, images: Path) -> list[str]:
-    """Pictures of the convolutional networks of which something is recorded, for the page."""
-    pairs = list(zip(results.experiment.tasks, batchnorm.experiment.tasks, strict=True))
-    shown, normalized = gather([results]), gather([batchnorm])
+def draw_networks(
+    results: Results, normalized: Results | None, norm: str, images: Path, name: str
+) -> list[str]:
+    """Pictures of the networks of which something is recorded, for the page.
+
+    Args:
+        results: What came of an experiment.
+        normalized: That of the same networks with normalization layers.
+        norm: What these layers are called.
+        images: The folder of the pictures.
+        name: What their names start with, after ``normfree_``.
+    """
+    tasks, shown = results.experiment.tasks, gather([results])
     pictures: list[str] = []
     if shown:
-        references = {task: normalized.get(same, {}) for task, same in pairs}
-        draw_curves(shown, images / "normfree_images_curves.png", references)
-        pictures.append("![Accuracy and loss over the run](images/normfree_images_curves.png)")
+        of_norm = gather([normalized]) if normalized else {}
+        same = normalized.experiment.tasks if normalized else tasks
+        references = {task: of_norm.get(one, {}) for task, one in zip(tasks, same, strict=True)}
+        curves = f"normfree_{name}_curves.png"
+        draw_curves(shown, images / curves, references, norm)
+        pictures.append(f"![Test score and training loss over the run](images/{curves})")
     for task in shown:
         if arms := results.among(task, BY_LAYER):
-            name = f"normfree_{task.describe()['network']}_layers.png"
-            draw_scales_over_time(results, task, arms, images / name)
-            pictures.append(f"![Gradients and updates by layer, {task.title}](images/{name})")
+            described = task.describe()
+            network = f"{described['network']}{described.get('depth', '')}"
+            layers = f"normfree_{name}_{network}_layers.png"
+            draw_scales_over_time(results, task, arms, images / layers)
+            pictures.append(f"![Gradients and updates by layer, {task.title}](images/{layers})")
     return pictures
 
 
