@@ -26,10 +26,11 @@ HIGHLIGHTED = (
     *("clip_sgd", "gradient_stabilizer_sgd"),
     *("stablegrad-sgd-fixed-d0.0-b1.0", "stablegrad-sgd-fixed-d0.9-b1.0-a0.0-norm"),
     *("clip_muon", "stablegrad-muon-fixed-d0.0-b0.5"),
+    "stablegrad-adamw-fixed-d0.0-b1.0",
 )
 """The arms whose lines have a colour: of each base two rivals, and StableGrad without and with
-attack; of Muon one each. The lines of others are grey."""
-COLOURS = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "navy", "C9")
+attack; of Muon one each; and the defaults. The lines of others are grey."""
+COLOURS = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "navy", "C9", "gold")
 
 THE_SAME = {
     "compressor-adamw-a0-r0.9-b0.5-n0": "stablegrad-adamw-fixed-d0.9-b0.5-a0.0",
