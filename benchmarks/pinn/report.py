@@ -61,12 +61,15 @@ def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> No
         for name, scalings in (("peers", PEER_SCALINGS), ("variants", {"compressor"})):
             arms = [arm for arm in screen.experiment.arms if arm.scaling in scalings]
             tables[f"screened {name}"] = errors_table(screen, arms)
-    for results in (depth, by_depth, confirm, prediction, networks, biases, attack):
-        name = results.experiment.name.removeprefix("pinn-")
-        if results.tasks and results is not by_depth:
+    for name, results in (("depth", depth), ("confirm", confirm)):
+        if results.tasks:
             tables[name] = results_table(results)
-        if results in (depth, confirm) and results.tasks:
             draw_errors(results, images / f"pinn_{name}.png")
+    for name, results in (
+        *(("prediction", prediction), ("networks", networks)),
+        *(("biases", biases), ("attack", attack)),
+    ):
+        tables[name] = table_so_far(results)
     if by_depth.tasks:
         tables["ranks"] = ranks_table(by_depth)
         for tasks in problems(by_depth).values():
@@ -106,6 +109,20 @@ def grid_table(results: Results) -> str:
 def part(results: Results, tasks: Sequence[Task]) -> Results:
     """What came of some of the tasks."""
     return replace(results, experiment=replace(results.experiment, tasks=tuple(tasks)))
+
+
+def table_so_far(results: Results) -> str:
+    """The arms that are recorded on every task of which something is, and how much that is."""
+    found = {task: arms for task in results.experiment.tasks if (arms := results.recorded(task))}
+    recorded = sum(map(len, found.values()))
+    wanted = len(results.experiment.tasks) * len(results.experiment.arms)
+    of_all = f"{recorded} of {wanted} pairs of a task and an arm are recorded."
+    arms = [arm for arm in results.experiment.arms if all(arm in of for of in found.values())]
+    if not found or not arms:
+        return of_all
+    shown = part(results, list(found))
+    shown = replace(shown, experiment=replace(shown.experiment, arms=tuple(arms)))
+    return f"{results_table(shown)}\n\n{of_all}"
 
 
 def ranks_table(results: Results, deep: int = 16) -> str:
