@@ -548,8 +548,11 @@ EXPERIMENTS: dict[str, Experiment] = {
         replace(
             NORMFREE,
             name="normfree-range",
-            about="the control of range: rivals whose norms do not overflow on 300 layers",
-            tasks=_digits("residual 300", initialization="quarter_variance"),
+            about="the control of range: rivals whose norms do not overflow",
+            tasks=(
+                *_digits("residual 300", initialization="quarter_variance"),
+                *_digits("residual 150"),
+            ),
             arms=tuple(
                 _for_classifiers(in_range(ARMS[name]))
                 for name in (
