@@ -488,7 +488,11 @@ def shortened(experiment: Experiment) -> Experiment:
     small = replace(task, network=replace(task.network, depth=2, width=4), **{size: 8})
     # A row of the table of settings has all decays.
     row = [arm for arm in experiment.arms if arm.program == arms[-1].program]
-    row = [arm for arm in row if dict(arm.numbers)["balance"] == dict(row[0].numbers)["balance"]]
+    row = [
+        arm
+        for arm in row
+        if dict(arm.numbers).get("balance") == dict(row[0].numbers).get("balance")
+    ]
     adam = [arm for arm in experiment.arms if arm.name == "adam"]
     return replace(experiment, arms=(*adam, *arms[:-1], *row), tasks=(small,), steps=2)
 

@@ -128,18 +128,17 @@ def table_so_far(results: Results) -> str:
 def ranks_table(results: Results, deep: int = 16) -> str:
     """Mean ranks over all tasks and over the deep ones, among all and with the same base."""
     deep_tasks = [task for task in results.tasks if task.describe()["depth"] >= deep]
-    ranks = [
-        ranks
-        for tasks in (results.tasks, deep_tasks)
-        for of_tasks in [part(results, tasks)]
-        for ranks in (of_tasks.mean_ranks(results.experiment.arms), of_tasks.ranks_in_family())
-    ]
+    columns: dict[str, dict[str, float]] = {}
+    for depths, tasks in (("all depths", results.tasks), (f"{deep} layers and more", deep_tasks)):
+        if tasks:
+            of_tasks = part(results, tasks)
+            columns[f"{depths}, of all"] = of_tasks.mean_ranks(results.experiment.arms)
+            columns[f"{depths}, with its base"] = of_tasks.ranks_in_family()
     rows = (
-        [arm.label, *(f"{of_arms[arm.name]:.1f}" for of_arms in ranks)] for arm in results.by_rank()
+        [arm.label, *(f"{ranks[arm.name]:.1f}" for ranks in columns.values())]
+        for arm in results.by_rank()
     )
-    heads = (f"{depths}, {among}" for depths in ("all depths", f"{deep} layers and more")
-             for among in ("of all", "with its base"))  # fmt: skip
-    return markdown(["mean rank", *heads], rows)
+    return markdown(["mean rank", *columns], rows)
 
 
 def errors_table(results: Results, arms: Sequence[Arm]) -> str:
