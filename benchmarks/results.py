@@ -1,7 +1,7 @@
 """What came of an experiment: ranks, tables and pictures, from its records."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -57,6 +57,11 @@ class Results:
         """The tasks that are recorded for every arm."""
         arms = list(self.experiment.arms)
         return [task for task in self.experiment.tasks if self.recorded(task) == arms]
+
+    def part(self, tasks: Sequence[Task], arms: Sequence[Arm] = ()) -> "Results":
+        """What came of some of the tasks, and of some of the arms; if none are given, of all."""
+        chosen = tuple(arms) or self.experiment.arms
+        return Results(replace(self.experiment, tasks=tuple(tasks), arms=chosen), self.folder)
 
     def recorded(self, task: Task) -> list[Arm]:
         """The arms that are recorded on a task."""

@@ -136,6 +136,20 @@ def test_peers_do_what_their_papers_say():
     np.testing.assert_allclose(second["w"], grad / 13 * length, rtol=1e-5)
 
 
+@pytest.mark.parametrize("biases", [True, False])
+def test_an_arm_without_biases_leaves_them_alone(biases: bool):
+    arm = stablegrad_arm("sgd", decay=0.0, balance=1.0, biases=biases)
+    scaling, _ = arm.stages(1.0, ["hidden"])
+    layers = {"kernel": jnp.array([[3.0, 5.0]]), "bias": jnp.array([30.0, 50.0])}
+    grads = {"first": layers, "hidden": jax.tree.map(lambda g: jnp.stack([g, 7 * g]), layers)}
+    scaled, _ = scaling.update(grads, scaling.init(grads), grads)
+    for part in ("first", "hidden"):
+        kernel, bias = scaled[part]["kernel"], scaled[part]["bias"]
+        np.testing.assert_allclose(np.ptp(kernel, axis=-1), 2, rtol=1e-6)  # of a std of 1
+        want = 1 if biases else np.sqrt(np.mean(grads[part]["bias"] ** 2, axis=-1))
+        np.testing.assert_allclose(np.sqrt(np.mean(bias**2, axis=-1)), want, rtol=1e-6)
+
+
 @pytest.mark.parametrize("size", [1e-30, 1e-3, 1.0, 1e30])
 def test_norms_in_range_do_not_overflow(size: float):
     grads = {"w": jnp.array([[3.0, 4.0], [0.0, 12.0]]) * size, "b": jnp.array([84.0]) * size}

@@ -1,7 +1,7 @@
 """The tables and pictures of docs/normfree.md, from the records of the experiments."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +51,7 @@ def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> No
     tables = {"variants": results_table(variants), "confirm": results_table(confirm)}
     for shape, tasks in _by_shape(results).items():
         # A table and a picture for the networks of a shape.
-        part = Results(replace(NORMFREE, tasks=tuple(tasks)), folder)
+        part = results.part(tasks)
         tables[shape] = results_table(part)
         draw_errors(part, images / f"normfree_{shape}.png")
         draw_scales(part, images / f"normfree_{shape}_scales.png")

@@ -1,7 +1,6 @@
 """The tables and pictures of docs/pinn.md, from the records of the PINN experiments."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,17 +64,15 @@ def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> No
         if results.tasks:
             tables[name] = results_table(results)
             draw_errors(results, images / f"pinn_{name}.png")
-    for name, results in (
-        *(("prediction", prediction), ("networks", networks)),
-        *(("biases", biases), ("attack", attack)),
-    ):
-        tables[name] = table_so_far(results)
+    going_on = {
+        "prediction": prediction, "networks": networks, "biases": biases, "attack": attack,
+    }  # fmt: skip
+    tables |= {name: table_so_far(results) for name, results in going_on.items()}
     if by_depth.tasks:
         tables["ranks"] = ranks_table(by_depth)
         for tasks in problems(by_depth).values():
-            tables[f"by-depth {tasks[0].describe()['problem']}"] = results_table(
-                part(by_depth, tasks)
-            )
+            name = f"by-depth {tasks[0].describe()['problem']}"
+            tables[name] = results_table(by_depth.part(tasks))
         draw_depths(by_depth, images / "pinn_depths.png")
         if (times := step_times(folder)) is not None:
             draw_time(by_depth, times, images / "pinn_time.png")
@@ -106,11 +103,6 @@ def grid_table(results: Results) -> str:
     return markdown(head, rows())
 
 
-def part(results: Results, tasks: Sequence[Task]) -> Results:
-    """What came of some of the tasks."""
-    return replace(results, experiment=replace(results.experiment, tasks=tuple(tasks)))
-
-
 def table_so_far(results: Results) -> str:
     """The arms that are recorded on every task of which something is, and how much that is."""
     found = {task: arms for task in results.experiment.tasks if (arms := results.recorded(task))}
@@ -120,9 +112,7 @@ def table_so_far(results: Results) -> str:
     arms = [arm for arm in results.experiment.arms if all(arm in of for of in found.values())]
     if not found or not arms:
         return of_all
-    shown = part(results, list(found))
-    shown = replace(shown, experiment=replace(shown.experiment, arms=tuple(arms)))
-    return f"{results_table(shown)}\n\n{of_all}"
+    return f"{results_table(results.part(list(found), arms))}\n\n{of_all}"
 
 
 def ranks_table(results: Results, deep: int = 16) -> str:
@@ -131,7 +121,7 @@ def ranks_table(results: Results, deep: int = 16) -> str:
     columns: dict[str, dict[str, float]] = {}
     for depths, tasks in (("all depths", results.tasks), (f"{deep} layers and more", deep_tasks)):
         if tasks:
-            of_tasks = part(results, tasks)
+            of_tasks = results.part(tasks)
             columns[f"{depths}, of all"] = of_tasks.mean_ranks(results.experiment.arms)
             columns[f"{depths}, with its base"] = of_tasks.ranks_in_family()
     rows = (
