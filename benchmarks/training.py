@@ -351,7 +351,7 @@ class Training:
             else:
                 data = jax.vmap(lambda key: jax.random.fold_in(key, number))(data_keys)
             params = _join([state.params for state in states])
-            loss, gradients = jax.vmap(self.task.gradients)(params, data)
+            loss, gradients = _gradients(self.task, params, data)
             done = [
                 jax.vmap(lambda *arguments, group=group: update(group, *arguments))(
                     settings[group], states[group], *of_group
@@ -378,6 +378,13 @@ class Training:
         return jnp.concatenate(
             [scale(path[0].key, leaf) for path, leaf in leaves if path[-1].key == "kernel"], axis=1
         )
+
+
+def _gradients(task: Task, params: Any, data: Any) -> tuple[jax.Array, tuple[Any, Any]]:
+    """The gradients of each cell; on CPUs one by one, since the layers of one fit the cache."""
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(lambda cell: task.gradients(*cell), (params, data))
+    return jax.vmap(task.gradients)(params, data)
 
 
 def _seeds(settings: tuple[_Settings, ...]) -> jax.Array:

@@ -50,6 +50,28 @@ def taylor(function: Callable[[Any], Any], jet: Jet) -> Jet:
     )
 
 
+def taylor_elementwise(function: Callable[[jax.Array], jax.Array], jet: Jet) -> Jet:
+    """The same for a function of each number by itself, such as an activation.
+
+    Its derivatives are computed once for all coordinates: ``f'(x) x'`` and
+    ``f''(x) x'^2 + f'(x) x''``.
+    """
+    ones = jnp.ones_like(jet.value)
+
+    def value_and_derivative(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.jvp(function, (x,), (ones,))
+
+    (value, first), (_, second) = jax.jvp(value_and_derivative, (jet.value,), (ones,))
+    return Jet(
+        value,
+        tuple(first * slope for slope in jet.slopes),
+        tuple(
+            first * curvature + second * slope**2
+            for slope, curvature in zip(jet.slopes, jet.curvatures, strict=True)
+        ),
+    )
+
+
 def jet_of(function: Callable[[jax.Array], jax.Array], points: jax.Array) -> Jet:
     """The jet of a function of points, [n, coordinates]."""
     return taylor(function, along_axes(points))

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.layers import Params, affine, init_layers
-from benchmarks.pinn.derivatives import Jet, along_axes, taylor
+from benchmarks.layers import Layer, Params, affine, init_layers
+from benchmarks.pinn.derivatives import Jet, along_axes, taylor, taylor_elementwise
 from stablegrad_optax import activation_aware
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -77,17 +78,12 @@ class Network:
         the layers twice: a loop cannot tell that they are equal.
         """
         activation = ACTIVATIONS[self.activation]
-        jet = along_axes(points)
-        jet = taylor(lambda values: activation(affine(params["first"], values)), jet)
-        jet, _ = jax.lax.scan(
-            lambda jet, layer: (
-                taylor(lambda values: activation(affine(layer, values)), jet),
-                None,
-            ),
-            jet,
-            params["hidden"],
-            unroll=_unroll(),
-        )
+
+        def through(jet: Jet, layer: Layer) -> tuple[Jet, None]:
+            return taylor_elementwise(activation, taylor(partial(affine, layer), jet)), None
+
+        jet, _ = through(along_axes(points), params["first"])
+        jet, _ = jax.lax.scan(through, jet, params["hidden"], unroll=_unroll())
         return taylor(lambda values: affine(params["last"], values)[:, 0], jet)
 
 
