@@ -131,6 +131,16 @@ def median_errors(results: Results, arm: Arm) -> list[str]:
     return [f"{np.median(results.errors(task, arm)):.3g}" for task in results.tasks]
 
 
+def outcome(results: Results, task: Task, arm: Arm) -> str:
+    """Median error, quartiles, share of the seeds solved, and width in learning rates."""
+    errors = results.errors(task, arm)
+    low, high = quartiles(errors)
+    median = np.median(errors)
+    solved = np.mean(errors < task.solved_below)
+    width = learning_rate_width(results, task, arm)
+    return f"{median:.3g} ({low:.2g}-{high:.2g}), {solved:.0%}, {width:g}"
+
+
 def results_table(results: Results) -> str:
     """Error, spread, share of seeds solved and width in learning rates of every arm; a legend."""
     ranks = results.mean_ranks(results.experiment.arms)
@@ -143,21 +153,13 @@ def results_table(results: Results) -> str:
         *(task.title for task in results.tasks),
     ]
 
-    def cell(task: Task, arm: Arm) -> str:
-        errors = results.errors(task, arm)
-        low, high = quartiles(errors)
-        median = np.median(errors)
-        solved = np.mean(errors < task.solved_below)
-        width = learning_rate_width(results, task, arm)
-        return f"{median:.3g} ({low:.2g}-{high:.2g}), {solved:.0%}, {width:g}"
-
     rows = (
         [
             arm.label,
             f"{ranks[arm.name]:.1f}",
             f"{in_family[arm.name]:.1f}",
             f"{state_bytes(results.tasks[0], arm):.1f}",
-            *(cell(task, arm) for task in results.tasks),
+            *(outcome(results, task, arm) for task in results.tasks),
         ]
         for arm in results.by_rank()
     )

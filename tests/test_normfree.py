@@ -10,7 +10,7 @@ from benchmarks.normfree.data import DATA, digits
 from benchmarks.normfree.networks import DeepNetwork
 from benchmarks.normfree.task import ClassificationTask
 
-pytestmark = pytest.mark.standard_promotion
+pytestmark = [pytest.mark.standard_promotion, pytest.mark.usefixtures("compiled_quickly")]
 
 TASK = ClassificationTask("digits", DeepNetwork(4, width=8), batch=16)
 

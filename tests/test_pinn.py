@@ -18,6 +18,8 @@ from benchmarks.pinn.problems import (
 from benchmarks.pinn.task import PREDICTIONS, PinnTask
 from stablegrad_optax import activation_gain
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 SOLUTIONS = {
     "poisson": lambda p: jnp.sin(jnp.pi * p[:, 0]) * jnp.sin(jnp.pi * p[:, 1]),
     "helmholtz": lambda p: jnp.sin(jnp.pi * p[:, 0]) * jnp.sin(4 * jnp.pi * p[:, 1]),

@@ -1,6 +1,7 @@
 """The tables and pictures of docs/pinn.md, from the records of the PINN experiments."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from benchmarks.cost import records as cost_records
 from benchmarks.cost.training import ALL
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.pages import fill, markdown
+from benchmarks.pinn.task import PREDICTIONS, PinnTask
 from benchmarks.records import FOLDER
 from benchmarks.results import (
     Results,
@@ -22,6 +24,7 @@ from benchmarks.results import (
     draw_errors,
     draw_scales_over_time,
     median_errors,
+    outcome,
     panels,
     problems,
     results_table,
@@ -64,10 +67,9 @@ def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> No
         if results.tasks:
             tables[name] = results_table(results)
             draw_errors(results, images / f"pinn_{name}.png")
-    going_on = {
-        "prediction": prediction, "networks": networks, "biases": biases, "attack": attack,
-    }  # fmt: skip
-    tables |= {name: table_so_far(results) for name, results in going_on.items()}
+    for name, results in (("networks", networks), ("biases", biases), ("attack", attack)):
+        tables[name] = table_so_far(results)
+    tables["prediction"] = prediction_table(prediction)
     if by_depth.tasks:
         tables["ranks"] = ranks_table(by_depth)
         for tasks in problems(by_depth).values():
@@ -113,6 +115,25 @@ def table_so_far(results: Results) -> str:
     if not found or not arms:
         return of_all
     return f"{results_table(results.part(list(found), arms))}\n\n{of_all}"
+
+
+def prediction_table(results: Results) -> str:
+    """A row for each arm on each problem; in the columns what counts as the prediction."""
+    by_problem: dict[str, dict[str, Task]] = {}
+    for task in results.experiment.tasks:
+        if isinstance(task, PinnTask):
+            usual = replace(task, prediction=PREDICTIONS[0])
+            by_problem.setdefault(usual.title, {})[task.prediction] = task
+
+    def cell(task: Task | None, arm: Arm) -> str:
+        return outcome(results, task, arm) if task and arm in results.recorded(task) else ""
+
+    rows = (
+        [title, arm.label, *(cell(of.get(prediction), arm) for prediction in PREDICTIONS)]
+        for title, of in by_problem.items()
+        for arm in results.experiment.arms
+    )
+    return markdown(["problem", "optimizer", *PREDICTIONS], rows)
 
 
 def ranks_table(results: Results, deep: int = 16) -> str:
