@@ -497,6 +497,19 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         replace(
             _DEPTH,
+            name="pinn-reference",
+            about="the control of the prediction's scale: a fixed one, and none",
+            tasks=tasks("burgers-soft poisson helmholtz", (8,)),
+            arms=tuple(
+                arm
+                for base in ("adam", "sgd")
+                for arm in (ARMS[base], stablegrad_arm(base, decay=0.0, balance=0.5))
+            ),
+            steps=2000,
+            reported_seeds=tuple(range(8)),
+        ),
+        replace(
+            _DEPTH,
             name="pinn-networks",
             about="whether it holds with another activation and another initialization",
             tasks=tuple(

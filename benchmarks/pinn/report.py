@@ -50,11 +50,11 @@ SCALES_OF = (
 
 def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> None:
     """Put the tables into the page, and draw the pictures."""
-    screen, depth, by_depth, confirm, prediction, networks, biases, attack = (
+    screen, depth, by_depth, confirm, prediction, reference, networks, biases, attack = (
         Results(EXPERIMENTS[f"pinn-{name}"], folder)
         for name in (
             *("screen", "depth", "by-depth", "confirm"),
-            *("prediction", "networks", "biases", "attack"),
+            *("prediction", "reference", "networks", "biases", "attack"),
         )
     )
     tables: dict[str, str] = {}
@@ -67,7 +67,10 @@ def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> No
         if results.tasks:
             tables[name] = results_table(results)
             draw_errors(results, images / f"pinn_{name}.png")
-    for name, results in (("networks", networks), ("biases", biases), ("attack", attack)):
+    for name, results in (
+        *(("reference", reference), ("networks", networks)),
+        *(("biases", biases), ("attack", attack)),
+    ):
         tables[name] = table_so_far(results)
     tables["prediction"] = prediction_table(prediction)
     if by_depth.tasks:
