@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,6 @@ pytest.importorskip("flax")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from flax import nnx
 from matplotlib.image import imread
 from rich.console import Console
 
@@ -29,7 +29,7 @@ from benchmarks.experiments import EXPERIMENTS, Experiment, with_settings
 from benchmarks.normfree import report
 from benchmarks.normfree.batches import batches, moved
 from benchmarks.normfree.convnets import NETWORKS, ConvNet, is_stacked
-from benchmarks.normfree.convolutions import Depthwise
+from benchmarks.normfree.convolutions import convolve
 from benchmarks.normfree.data import CIFAR100, DATA, FASHION_MNIST, cifar100, digits, fashion_mnist
 from benchmarks.normfree.task import ConvolutionTask
 from benchmarks.results import Results, layer_order
@@ -92,16 +92,28 @@ def test_the_start_is_flax_s_default(name: str):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", [7, 8])
-def test_a_sum_of_shifted_products_is_a_depthwise_convolution(stride: int, size: int):
-    ours = Depthwise(6, 3, stride, rngs=nnx.Rngs(0))
-    flax_s = nnx.Conv(
-        *(6, 6, (3, 3), stride), padding=1, feature_group_count=6, use_bias=False, rngs=nnx.Rngs(0)
+@pytest.mark.parametrize("length", [7, 8])
+@pytest.mark.parametrize(("size", "groups"), [(1, 1), (3, 1), (3, 6), (7, 1)])
+def test_products_of_shifted_images_are_a_convolution(
+    stride: int, length: int, size: int, groups: int
+):
+    x = jax.random.normal(KEY, (2, length, length + 1, 6))
+    kernel = jax.random.normal(KEY, (size, size, 6 // groups, 6))
+
+    def with_gradients(convolution: Any) -> Any:
+        def squares(x: jax.Array, kernel: jax.Array) -> Any:
+            output = convolution(
+                *(x, kernel, (stride, stride), [(size // 2, size // 2)] * 2),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=groups,
+            )
+            return jnp.mean(output**2), output
+
+        return jax.value_and_grad(squares, argnums=(0, 1), has_aux=True)(x, kernel)
+
+    chex.assert_trees_all_close(
+        with_gradients(convolve), with_gradients(jax.lax.conv_general_dilated), rtol=1e-4, atol=1e-4
     )
-    assert flax_s.kernel.shape == ours.kernel.shape
-    flax_s.kernel[...] = ours.kernel[...]
-    x = jax.random.normal(KEY, (2, size, size + 1, 6))
-    np.testing.assert_allclose(ours(x), flax_s(x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

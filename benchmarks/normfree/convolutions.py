@@ -1,7 +1,7 @@
 """What both convolutional networks are made of, with BatchNorm or without it."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from typing import Any
@@ -16,31 +16,39 @@ Activation = Callable[[jax.Array], jax.Array]
 Norm = Callable[..., nnx.BatchNorm] | None
 
 
-class Depthwise(nnx.Module):
-    """A convolution of each channel by itself, as a sum of shifted products.
+def convolve(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    *,
+    feature_group_count: int = 1,
+    **options: Any,
+) -> jax.Array:
+    """What ``lax.conv_general_dilated`` gives for images; on CPUs as products of shifted images.
 
-    That is what ``nnx.Conv`` with as many groups as channels gives; XLA's CPU program for that is
-    slow.
+    XLA's CPU program for small convolutions, and above all for depthwise ones, is slow.
     """
+    if jax.default_backend() != "cpu":
+        return jax.lax.conv_general_dilated(
+            x, kernel, strides, padding, feature_group_count=feature_group_count, **options
+        )
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    ends = [
+        (length - size) // stride * stride + 1
+        for length, size, stride in zip(x.shape[1:], kernel.shape, strides, strict=False)
+    ]
 
-    def __init__(self, channels: int, size: int, stride: int, *, rngs: nnx.Rngs) -> None:
-        initializer = nnx.initializers.lecun_normal()
-        self.kernel = nnx.Param(initializer(rngs.params(), (size, size, 1, channels)))
-        self.stride = stride
+    def shifted(row: int, column: int) -> jax.Array:
+        rows = slice(row, row + ends[0], strides[0])
+        return x[:, rows, slice(column, column + ends[1], strides[1])]
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        size, stride = self.kernel.shape[0], self.stride
-        height, width = ((length - 1) // stride + 1 for length in x.shape[1:3])
-        margin = ((size - 1) // 2,) * 2
-        x = jnp.pad(x, ((0, 0), margin, margin, (0, 0)))
-
-        def shifted(row: int, column: int) -> jax.Array:
-            rows = slice(row, row + stride * (height - 1) + 1, stride)
-            columns = slice(column, column + stride * (width - 1) + 1, stride)
-            return x[:, rows, columns] * self.kernel[row, column, 0]
-
-        places = product(range(size), repeat=2)
-        return functools.reduce(jnp.add, (shifted(row, column) for row, column in places))
+    images = [shifted(*place) for place in product(*map(range, kernel.shape[:2]))]
+    if feature_group_count == 1:
+        return jnp.concatenate(images, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+    factors = kernel.reshape(len(images), -1)
+    products = [image * factor for image, factor in zip(images, factors, strict=True)]
+    return functools.reduce(jnp.add, products)
 
 
 class Convolution(nnx.Module):
@@ -61,18 +69,16 @@ class Convolution(nnx.Module):
         norm: Norm,
         rngs: nnx.Rngs,
     ) -> None:
-        self.conv = (
-            Depthwise(outputs, size, stride, rngs=rngs)
-            if depthwise
-            else nnx.Conv(
-                inputs,
-                outputs,
-                (size, size),
-                stride,
-                padding=(size - 1) // 2,
-                use_bias=False,
-                rngs=rngs,
-            )
+        self.conv = nnx.Conv(
+            inputs,
+            outputs,
+            (size, size),
+            stride,
+            padding=(size - 1) // 2,
+            feature_group_count=outputs if depthwise else 1,
+            use_bias=False,
+            conv_general_dilated=convolve,
+            rngs=rngs,
         )
         self.norm = norm(outputs, rngs=rngs) if norm else None
         self.activation = activation
