@@ -498,12 +498,15 @@ EXPERIMENTS: dict[str, Experiment] = {
         replace(
             _DEPTH,
             name="pinn-reference",
-            about="the control of the prediction's scale: a fixed one, and none",
+            about="the control of the prediction's scale: a fixed one, and rivals",
             tasks=tasks("burgers-soft poisson helmholtz", (8,)),
             arms=tuple(
                 arm
                 for base in ("adam", "sgd")
-                for arm in (ARMS[base], stablegrad_arm(base, decay=0.0, balance=0.5))
+                for arm in (
+                    *(ARMS[base], ARMS[f"clip_{base}"]),
+                    stablegrad_arm(base, decay=0.0, balance=0.5),
+                )
             ),
             steps=2000,
             reported_seeds=tuple(range(8)),
