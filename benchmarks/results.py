@@ -24,12 +24,14 @@ the second of that of a network that learned nothing."""
 GUESS = 0.995
 """From this share of the error of a network that learned nothing on, nothing was learned: guesses
 differ by a test image or two."""
-LEGEND = """\
+CELLS = """\
 Cells: median error (quartiles), share of the seeds solved, decades of learning rates that work.
-*Mean rank*: of the median error among all rows, 1 is the best; *with its base*: among the rows with
-the same base optimizer. *State*: the optimizer's, in bytes per parameter.
 """
-"""What stands above a table of results."""
+LEGEND = f"""\
+{CELLS}*Mean rank*: of the median error among all rows, 1 is the best; *with its base*: among the
+rows with the same base optimizer. *State*: the optimizer's, in bytes per parameter.
+"""
+"""What stands above a table of results, and what of it is about its cells."""
 FAMILIES = {"adam_eps": "adam", "adamw": "adam", "adamw_eps": "adam"}
 """Base optimizers that are compared with those of another name."""
 

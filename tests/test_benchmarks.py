@@ -617,6 +617,28 @@ def test_a_task_is_reported_once_every_arm_is_recorded(tmp_path: Path):
     assert Results(results.experiment, tmp_path).tasks == []
 
 
+def test_what_is_recorded_so_far_has_a_blank_for_what_is_not(tmp_path: Path):
+    results = recorded(tmp_path, {"adam": [0.3, 0.2], "sgd": [0.8, 0.1]})
+    assert "mean rank" in report.table_so_far(results)
+    other = replace(ARMS["clip_sgd"], name="other")
+    shallow, deep = tasks("poisson", (2, 3), points=8, width=4)
+    both = replace(
+        results.experiment, tasks=(shallow, deep), arms=(*results.experiment.arms, other)
+    )
+    lines = records.path_of(both, tmp_path)
+    of_adam = json.loads(lines.read_text().splitlines()[0])
+    for seeds in (both.tuning_seeds, both.reported_seeds):
+        cell = records.cell(both, deep, both.arms[0], seeds)
+        errors = [[0.5] * len(seeds)] * len(of_adam["learning_rates"])
+        json_lines.append(lines, {**of_adam, **cell, "errors": errors})
+    table = report.table_so_far(Results(both, tmp_path))
+    assert "mean rank" not in table
+    adam, sgd = (line for line in table.splitlines() if line.startswith(("| Adam", "| SGD")))
+    assert adam.split(" | ")[1:] == ["0.2 (0.2-0.2), 0%, 2", "0.5 (0.5-0.5), 0%, 2 |"]
+    assert sgd.split(" | ")[1:] == ["0.1 (0.1-0.1), 0%, 1", " |"]
+    assert "3 of 6 pairs" in table
+
+
 # The command line.
 
 

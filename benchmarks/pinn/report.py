@@ -17,6 +17,7 @@ from benchmarks.pages import fill, markdown
 from benchmarks.pinn.task import PREDICTIONS, PinnTask
 from benchmarks.records import FOLDER
 from benchmarks.results import (
+    CELLS,
     Results,
     bases,
     colour,
@@ -109,15 +110,19 @@ def grid_table(results: Results) -> str:
 
 
 def table_so_far(results: Results) -> str:
-    """The arms that are recorded on every task of which something is, and how much that is."""
+    """All results; until they are complete, what is recorded, without ranks, and how much it is."""
     found = {task: arms for task in results.experiment.tasks if (arms := results.recorded(task))}
     recorded = sum(map(len, found.values()))
     wanted = len(results.experiment.tasks) * len(results.experiment.arms)
-    of_all = f"{recorded} of {wanted} pairs of a task and an arm are recorded."
-    arms = [arm for arm in results.experiment.arms if all(arm in of for of in found.values())]
-    if not found or not arms:
-        return of_all
-    return f"{results_table(results.part(list(found), arms))}\n\n{of_all}"
+    if recorded == wanted:
+        return results_table(results)
+    rows = (
+        [arm.label, *(outcome(results, task, arm) if arm in found[task] else "" for task in found)]
+        for arm in results.experiment.arms
+        if any(arm in arms for arms in found.values())
+    )
+    table = markdown(["optimizer", *(task.title for task in found)], rows)
+    return f"{CELLS}\n{table}\n\n{recorded} of {wanted} pairs of a task and an arm are recorded."
 
 
 def prediction_table(results: Results) -> str:
@@ -136,7 +141,7 @@ def prediction_table(results: Results) -> str:
         for title, of in by_problem.items()
         for arm in results.experiment.arms
     )
-    return markdown(["problem", "optimizer", *PREDICTIONS], rows)
+    return f"{CELLS}\n{markdown(['problem', 'optimizer', *PREDICTIONS], rows)}"
 
 
 def ranks_table(results: Results, deep: int = 16) -> str:
