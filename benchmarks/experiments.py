@@ -250,6 +250,9 @@ _DEPTH = Experiment(
     reported_seeds=tuple(range(16)),
 )
 
+# Questions about details, on networks that a few thousand steps can train.
+_SHALLOW = replace(_DEPTH, steps=2000, reported_seeds=tuple(range(8)))
+
 
 def _for_classifiers(arm: Arm) -> Arm:
     """The arm with a sweep that starts higher with SGD: a few hundred steps have to do."""
@@ -467,7 +470,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             reported_seeds=tuple(range(8)),
         ),
         replace(
-            _DEPTH,
+            _SHALLOW,
             name="pinn-biases",
             about="whether to scale the biases or, as the paper does, the weights alone",
             tasks=tasks("burgers poisson-soft", (8,)),
@@ -476,11 +479,9 @@ EXPERIMENTS: dict[str, Experiment] = {
                 for base in ("adam", "sgd", "muon")
                 for biases in (True, False)
             ),
-            steps=2000,
-            reported_seeds=tuple(range(8)),
         ),
         replace(
-            _DEPTH,
+            _SHALLOW,
             name="pinn-prediction",
             about="which gradient to take for that of the prediction of a PINN",
             tasks=tuple(
@@ -488,19 +489,16 @@ EXPERIMENTS: dict[str, Experiment] = {
                 for prediction in PREDICTIONS
                 for task in tasks("burgers-soft poisson helmholtz", (8,), prediction=prediction)
             ),
-            arms=tuple(
+            arms=(
+                stablegrad_arm("adam", "prediction", decay=0.0, balance=0.5),
                 # The scale of the field's gradient is small: SGD's usual sweep ends too low.
-                replace(arm, first_rate=1e-4) if arm.base == "sgd" else arm
-                for arm in (
-                    stablegrad_arm(base, "prediction", decay=0.0, balance=0.5)
-                    for base in ("adam", "sgd")
-                )
+                replace(
+                    stablegrad_arm("sgd", "prediction", decay=0.0, balance=0.5), first_rate=1e-4
+                ),
             ),
-            steps=2000,
-            reported_seeds=tuple(range(8)),
         ),
         replace(
-            _DEPTH,
+            _SHALLOW,
             name="pinn-reference",
             about="the control of the prediction's scale: a fixed one, and rivals",
             tasks=tasks("burgers-soft poisson helmholtz", (8,)),
@@ -512,11 +510,9 @@ EXPERIMENTS: dict[str, Experiment] = {
                     stablegrad_arm(base, decay=0.0, balance=0.5),
                 )
             ),
-            steps=2000,
-            reported_seeds=tuple(range(8)),
         ),
         replace(
-            _DEPTH,
+            _SHALLOW,
             name="pinn-networks",
             about="whether it holds with another activation and another initialization",
             tasks=tuple(
@@ -534,8 +530,6 @@ EXPERIMENTS: dict[str, Experiment] = {
                 )
             ),
             arms=BY_DEPTH,
-            steps=2000,
-            reported_seeds=tuple(range(8)),
         ),
         NORMFREE,
         replace(

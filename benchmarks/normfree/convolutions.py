@@ -27,6 +27,7 @@ def convolve(
 ) -> jax.Array:
     """What ``lax.conv_general_dilated`` gives for images; on CPUs as products of shifted images.
 
+    Those have no dilation, and as many groups as channels or one.
     XLA's CPU program for small convolutions, and above all for depthwise ones, is slow.
     """
     if jax.default_backend() != "cpu":
@@ -36,7 +37,7 @@ def convolve(
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     ends = [
         (length - size) // stride * stride + 1
-        for length, size, stride in zip(x.shape[1:], kernel.shape, strides, strict=False)
+        for length, size, stride in zip(x.shape[1:3], kernel.shape[:2], strides, strict=True)
     ]
 
     def shifted(row: int, column: int) -> jax.Array:

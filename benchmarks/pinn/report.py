@@ -117,7 +117,7 @@ def table_so_far(results: Results) -> str:
     if recorded == wanted:
         return results_table(results)
     rows = (
-        [arm.label, *(outcome(results, task, arm) if arm in found[task] else "" for task in found)]
+        [arm.label, *(_outcome_so_far(results, task, arm) for task in found)]
         for arm in results.experiment.arms
         if any(arm in arms for arms in found.values())
     )
@@ -133,15 +133,21 @@ def prediction_table(results: Results) -> str:
             usual = replace(task, prediction=PREDICTIONS[0])
             by_problem.setdefault(usual.title, {})[task.prediction] = task
 
-    def cell(task: Task | None, arm: Arm) -> str:
-        return outcome(results, task, arm) if task and arm in results.recorded(task) else ""
-
     rows = (
-        [title, arm.label, *(cell(of.get(prediction), arm) for prediction in PREDICTIONS)]
+        [
+            title,
+            arm.label,
+            *(_outcome_so_far(results, of.get(prediction), arm) for prediction in PREDICTIONS),
+        ]
         for title, of in by_problem.items()
         for arm in results.experiment.arms
     )
     return f"{CELLS}\n{markdown(['problem', 'optimizer', *PREDICTIONS], rows)}"
+
+
+def _outcome_so_far(results: Results, task: Task | None, arm: Arm) -> str:
+    """What came of an arm on a task, or a blank if that is not recorded."""
+    return outcome(results, task, arm) if task and arm in results.recorded(task) else ""
 
 
 def ranks_table(results: Results, deep: int = 16) -> str:
