@@ -51,14 +51,17 @@ SCALES_OF = (
 
 def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> None:
     """Put the tables into the page, and draw the pictures."""
-    screen, depth, by_depth, confirm, prediction, reference, networks, biases, attack = (
+    screen, helmholtz, depth, by_depth, confirm, *others = (
         Results(EXPERIMENTS[f"pinn-{name}"], folder)
         for name in (
-            *("screen", "depth", "by-depth", "confirm"),
+            *("screen", "screen-helmholtz", "depth", "by-depth", "confirm"),
             *("prediction", "reference", "networks", "biases", "attack"),
         )
     )
+    prediction, reference, networks, biases, attack = others
     tables: dict[str, str] = {}
+    if helmholtz.tasks:
+        tables["screened helmholtz"] = errors_table(helmholtz, helmholtz.experiment.arms)
     if screen.tasks:
         tables["grid"] = grid_table(screen)
         for name, scalings in (("peers", PEER_SCALINGS), ("variants", {"compressor"})):
