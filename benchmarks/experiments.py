@@ -438,6 +438,8 @@ _MEMORY = tuple(
     )
 )
 
+_NORMFREE_ALL = tuple(dict.fromkeys((*_NORMFREE_TO_CONFIRM, *_MEMORY, *_NORMFREE_ARMS)))
+
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
@@ -565,14 +567,14 @@ EXPERIMENTS: dict[str, Experiment] = {
             name="normfree-gelu",
             about="whether it holds with another activation",
             tasks=_digits("residual 50", "plain 50", activation="gelu"),
-            arms=_NORMFREE_TO_CONFIRM,
+            arms=_NORMFREE_ALL,
         ),
         replace(
             NORMFREE,
             name="normfree-scaled",
             about="whether it holds where 300 residual layers stay within float32",
             tasks=_digits("residual 150", "residual 300", initialization="quarter_variance"),
-            arms=tuple(dict.fromkeys((*_NORMFREE_TO_CONFIRM, *_MEMORY, *_NORMFREE_ARMS))),
+            arms=_NORMFREE_ALL,
         ),
         replace(
             NORMFREE,
