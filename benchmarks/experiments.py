@@ -537,7 +537,6 @@ EXPERIMENTS: dict[str, Experiment] = {
                 for activation, initialization in (
                     ("sin", "glorot"),
                     ("tanh", "activation_aware"),
-                    ("sin", "activation_aware"),
                 )
                 for task in tasks(
                     "burgers poisson",
