@@ -24,11 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     console = Console(highlight=False, soft_wrap=True)
     if options.command == "list":
+        widest = max(map(len, EXPERIMENTS))
         for experiment in EXPERIMENTS.values():
             recorded = len(records.read(experiment, options.records))
             wanted = len(experiment.tasks) * len(experiment.arms)
             wanted *= 1 + bool(experiment.reported_seeds)
-            console.print(f"{experiment.name:<16} {recorded:>5} of {wanted:<5} {experiment.about}")
+            console.print(f"{experiment.name:<{widest}} {recorded:>5} of {wanted:<5} {experiment.about}")
         return 0
     if options.command == "report":
         from benchmarks.normfree import report as normfree
