@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             recorded = len(records.read(experiment, options.records))
             wanted = len(experiment.tasks) * len(experiment.arms)
             wanted *= 1 + bool(experiment.reported_seeds)
-            console.print(f"{experiment.name:<{widest}} {recorded:>5} of {wanted:<5} {experiment.about}")
+            name = f"{experiment.name:<{widest}}"
+            console.print(f"{name} {recorded:>5} of {wanted:<5} {experiment.about}")
         return 0
     if options.command == "report":
         from benchmarks.normfree import report as normfree

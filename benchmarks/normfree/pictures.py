@@ -94,8 +94,11 @@ def draw_curves(
         normalized: Records of the same tasks with normalization layers, which are drawn in black.
         norm: What these layers are called.
     """
-    every = [record for found in gathered.values() for record in found.values()]
-    names = [name for name in CURVES if any(name in record for record in every)]
+    names = [
+        name
+        for name in CURVES
+        if all(any(name in record for record in found.values()) for found in gathered.values())
+    ]
     figure, axes = _axes(len(names), len(gathered))
     for row, name in zip(axes, names, strict=True):
         for ax, (task, found) in zip(row, gathered.items(), strict=True):

@@ -58,7 +58,7 @@ def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> No
         arms = results.among(tasks[0], BY_LAYER)
         draw_scales_over_time(results, tasks[0], arms, images / f"normfree_{shape}_layers.png")
     gathered = gather((results, confirm, memory, variants))
-    draw_by_depth(gathered | gather((scaled, gelu)), images / "normfree_depths.png")
+    draw_by_depth(gathered | gather((scaled,)), images / "normfree_depths.png")
     if learned := _learned(gathered):
         draw_curves(learned, images / "normfree_curves.png")
     shown = {"memory": memory, "gelu": gelu, "scaled": scaled, "range": in_range}
