@@ -51,32 +51,30 @@ SCALES_OF = (
 
 def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> None:
     """Put the tables into the page, and draw the pictures."""
-    screen, helmholtz, depth, by_depth, confirm, *others = (
-        Results(EXPERIMENTS[f"pinn-{name}"], folder)
+    recorded = {
+        name: Results(EXPERIMENTS[f"pinn-{name}"], folder)
         for name in (
             *("screen", "screen-helmholtz", "depth", "by-depth", "confirm"),
             *("prediction", "reference", "networks", "biases", "attack"),
         )
-    )
-    prediction, reference, networks, biases, attack = others
+    }
+    screen, helmholtz = recorded["screen"], recorded["screen-helmholtz"]
+    depth, by_depth = recorded["depth"], recorded["by-depth"]
     tables: dict[str, str] = {}
-    if helmholtz.tasks:
-        tables["screened helmholtz"] = errors_table(helmholtz, helmholtz.experiment.arms)
     if screen.tasks:
         tables["grid"] = grid_table(screen)
         for name, scalings in (("peers", PEER_SCALINGS), ("variants", {"compressor"})):
             arms = [arm for arm in screen.experiment.arms if arm.scaling in scalings]
             tables[f"screened {name}"] = errors_table(screen, arms)
-    for name, results in (("depth", depth), ("confirm", confirm)):
-        if results.tasks:
-            tables[name] = results_table(results)
-            draw_errors(results, images / f"pinn_{name}.png")
-    for name, results in (
-        *(("reference", reference), ("networks", networks)),
-        *(("biases", biases), ("attack", attack)),
-    ):
-        tables[name] = table_so_far(results)
-    tables["prediction"] = prediction_table(prediction)
+    if helmholtz.tasks:
+        tables["screened helmholtz"] = errors_table(helmholtz, helmholtz.experiment.arms)
+    for name in ("depth", "confirm"):
+        if recorded[name].tasks:
+            tables[name] = results_table(recorded[name])
+            draw_errors(recorded[name], images / f"pinn_{name}.png")
+    for name in ("reference", "networks", "biases", "attack"):
+        tables[name] = table_so_far(recorded[name])
+    tables["prediction"] = prediction_table(recorded["prediction"])
     if by_depth.tasks:
         tables["ranks"] = ranks_table(by_depth)
         for tasks in problems(by_depth).values():
