@@ -14,31 +14,58 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import records, runner
+from benchmarks import json_lines, records, runner
 from benchmarks.experiments import EXPERIMENTS, Experiment, part_of, with_settings
 from benchmarks.interrupts import deferred_interrupt
+
+GOES_ON = (
+    "What was finished is recorded; the same command goes on with the rest. What was begun starts "
+    "anew: with --together 1 that is little."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line asks for; the exit status is 130 if it was interrupted."""
     options = parse(arguments)
     console = Console(highlight=False, soft_wrap=True)
-    if options.command == "list":
-        widest = max(map(len, EXPERIMENTS))
-        for experiment in EXPERIMENTS.values():
-            recorded = len(records.read(experiment, options.records))
-            wanted = len(experiment.tasks) * len(experiment.arms)
-            wanted *= 1 + bool(experiment.reported_seeds)
-            name = f"{experiment.name:<{widest}}"
-            console.print(f"{name} {recorded:>5} of {wanted:<5} {experiment.about}")
-        return 0
-    if options.command == "report":
-        from benchmarks.normfree import report as normfree
-        from benchmarks.pinn import report as pinn
+    commands = {"list": _list, "run": _run, "report": _report}
+    try:
+        return commands[options.command](options, console)
+    except (json_lines.DamagedError, FileNotFoundError) as error:  # or images, and how to get them
+        console.print(f"error: {error}", markup=False)
+        return 2
 
-        pinn.write(folder=options.records)
-        normfree.write(folder=options.records)
-        return 0
+
+def _list(options: argparse.Namespace, console: Console) -> int:
+    widest = max(map(len, EXPERIMENTS))
+    for experiment in EXPERIMENTS.values():
+        recorded = len(records.read(experiment, options.records))
+        wanted = len(experiment.tasks) * len(experiment.arms)
+        wanted *= 1 + bool(experiment.reported_seeds)
+        name = f"{experiment.name:<{widest}}"
+        console.print(f"{name} {recorded:>5} of {wanted:<5} {experiment.about}")
+    return 0
+
+
+def _report(options: argparse.Namespace, console: Console) -> int:
+    from benchmarks.normfree import report as normfree
+    from benchmarks.pinn import report as pinn
+
+    missing = [
+        experiment.name
+        for experiment in EXPERIMENTS.values()
+        if not records.path_of(experiment, options.records).exists()
+    ]
+    if missing:  # before a page is written
+        raise FileNotFoundError(
+            f"{options.records} has no records of {', '.join(missing)}: run them into it first"
+        )
+    pinn.write(folder=options.records)
+    normfree.write(folder=options.records)
+    return 0
+
+
+def _run(options: argparse.Namespace, console: Console) -> int:
     deadline = time.monotonic() + 60 * options.minutes
     with deferred_interrupt() as check_interrupt:
         try:
@@ -53,13 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     check_interrupt=check_interrupt,
                 )
         except KeyboardInterrupt:
-            console.print("Interrupted. What was finished is recorded; the same command goes on.")
+            console.print(f"Interrupted. {GOES_ON}")
             return 130
-        except FileNotFoundError as error:  # images, and how to get them
-            console.print(f"error: {error}")
-            return 2
         except runner.Stopped:
-            console.print("Time is over. What was finished is recorded; the same command goes on.")
+            console.print(f"Time is over. {GOES_ON}")
     return 0
 
 
@@ -80,12 +104,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             command.add_argument("experiments", nargs="+", choices=EXPERIMENTS)
             command.add_argument(
                 "--together",
-                type=int,
+                type=_at_least_one,
                 metavar="N",
                 help="arms in one program (default: 4 on CPUs, all on GPUs)",
             )
             command.add_argument(
-                "--minutes", type=float, default=float("inf"), help="stop after that time"
+                "--minutes", type=_minutes, default=float("inf"), help="stop after that time"
             )
             command.add_argument(
                 "--set",
@@ -103,6 +127,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             )
             command.add_argument("--commit", help="commit that the records name (default: git's)")
     options = parser.parse_args(arguments)
+    if options.records.exists() and not options.records.is_dir():
+        parser.error(f"--records {options.records} is not a folder")
     if options.command == "run":
         try:
             options.chosen = _chosen(options)
@@ -124,6 +150,22 @@ def _setting(text: str) -> tuple[str, str]:
     if not (name and equals and value):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, such as width=1")
     return name, value
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = -1.0
+    if not minutes >= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes from 0")
+    return minutes
 
 
 if __name__ == "__main__":

@@ -73,12 +73,17 @@ def with_settings(experiment: Experiment, settings: Mapping[str, str]) -> Experi
     def changed(owner: Any) -> Any:
         mine = [field.name for field in fields(owner) if field.name in settings]
         return replace(
-            owner, **{name: _parsed(getattr(owner, name), settings[name]) for name in mine}
+            owner, **{name: _parsed(name, getattr(owner, name), settings[name]) for name in mine}
         )
 
     def task(old: Any) -> Any:
-        known = {field.name for owner in (old, old.network) for field in fields(owner)}
-        known -= {"network", "name"}  # what tells the tasks of an experiment apart
+        known = {
+            field.name
+            for owner in (old, old.network)
+            for field in fields(owner)
+            if isinstance(getattr(owner, field.name), bool | int | float | str)
+        }
+        known -= {"name"}  # what tells the tasks of an experiment apart
         if unknown := sorted(settings.keys() - known):
             raise ValueError(
                 f"{old.title} has no {', '.join(unknown)}: set one of {', '.join(sorted(known))}"
@@ -112,13 +117,22 @@ def part_of(experiment: Experiment, arms: Sequence[str] = (), title: str = "") -
     return replace(experiment, arms=chosen, tasks=found)
 
 
-def _parsed(old: Any, text: str) -> Any:
-    """The text as a value of the same type."""
-    if not isinstance(old, bool):
-        return type(old)(text)
-    if text not in ("True", "False"):
-        raise ValueError(f"{text!r} is neither True nor False")
-    return text == "True"
+def _parsed(name: str, old: Any, text: str) -> Any:
+    """The text as a value of the same type; numbers are above 0."""
+    if isinstance(old, bool):
+        if text not in ("True", "False"):
+            raise ValueError(f"{name}={text} is neither True nor False")
+        return text == "True"
+    if isinstance(old, str):
+        return text
+    what = "a whole number" if isinstance(old, int) else "a number"
+    try:
+        value = type(old)(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name}={text} is not {what} above 0")
+    return value
 
 
 def tasks(

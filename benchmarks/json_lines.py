@@ -6,11 +6,28 @@ from pathlib import Path
 from typing import Any
 
 
+class DamagedError(Exception):
+    """A line of a file is not a record."""
+
+
 def read(path: Path) -> list[dict[str, Any]]:
-    """The records of a file, one dict for each line; none if there is no file."""
+    """The records of a file, one dict for each line; none if there is no file.
+
+    Raises:
+        DamagedError: A line is not a record.
+    """
     # What follows the last line end is a record that was being written when its process was killed.
     whole, _, _ = path.read_text().rpartition("\n") if path.exists() else ("", "", "")
-    return [json.loads(line) for line in whole.splitlines()]
+
+    def record(number: int, line: str) -> dict[str, Any]:
+        try:
+            return json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DamagedError(
+                f"{path}, line {number} is not a record: take it out, or restore the file"
+            ) from error
+
+    return [record(number, line) for number, line in enumerate(whole.splitlines(), 1)]
 
 
 def find(records: Iterable[dict[str, Any]], cell: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -679,6 +679,33 @@ def test_an_interrupted_command_says_how_to_go_on(tiny_is_known, tmp_path, capsy
     assert "goes on" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "wrong", ["--together=0", "--together=two", "--minutes=-1", "--minutes=nan", "--records=FILE"]
+)
+def test_an_option_out_of_range_is_an_error_that_names_it(wrong, tiny_is_known, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        program.main(["run", "tiny", wrong.replace("FILE", str(tmp_path / "file"))])
+    name, _, value = wrong.partition("=")
+    assert name in (said := capsys.readouterr().err)
+    assert value == "FILE" or repr(value) in said
+
+
+def test_a_line_that_is_no_record_is_an_error_that_names_it(tiny_is_known, tmp_path, capsys):
+    path = records.path_of(tiny_experiment(), tmp_path)
+    path.write_text('{"arm": "sgd"}\n{"arm"\n')
+    for command in (["list"], ["run", "tiny"]):
+        assert program.main([*command, "--records", str(tmp_path)]) == 2
+        assert f"{path}, line 2 is not a record" in capsys.readouterr().out
+
+
+def test_without_records_the_report_says_so_and_writes_nothing(tmp_path, capsys):
+    before = report.PAGE.read_text()
+    assert program.main(["report", "--records", str(tmp_path)]) == 2
+    assert "no records of demo, pinn-screen" in capsys.readouterr().out
+    assert report.PAGE.read_text() == before
+
+
 def test_an_unknown_experiment_is_an_error_that_names_the_known(capsys):
     with pytest.raises(SystemExit):
         program.main(["run", "everything"])

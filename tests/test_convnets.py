@@ -399,8 +399,9 @@ def test_the_command_names_the_settings_that_there_are_and_the_images_that_are_n
 ):
     for wrong, message in (
         ("depth=3", "set one of batch"),
-        ("width=wide", "could not convert"),
-        ("batch_norm=yes", "'yes' is neither True nor False"),
+        ("width=wide", "width=wide is not a number above 0"),
+        ("batch=0", "batch=0 is not a whole number above 0"),
+        ("batch_norm=yes", "batch_norm=yes is neither True nor False"),
         ("width", "NAME=VALUE"),
     ):
         with pytest.raises(SystemExit):
