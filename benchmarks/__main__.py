@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import json_lines, records, runner
+from benchmarks.arguments import whole_number
 from benchmarks.experiments import EXPERIMENTS, Experiment, part_of, with_settings
 from benchmarks.interrupts import deferred_interrupt
 
@@ -104,7 +105,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             command.add_argument("experiments", nargs="+", choices=EXPERIMENTS)
             command.add_argument(
                 "--together",
-                type=_at_least_one,
+                type=whole_number(1, 999),
                 metavar="N",
                 help="arms in one program (default: 4 on CPUs, all on GPUs)",
             )
@@ -150,12 +151,6 @@ def _setting(text: str) -> tuple[str, str]:
     if not (name and equals and value):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, such as width=1")
     return name, value
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
 
 
 def _minutes(text: str) -> float:

@@ -24,6 +24,7 @@ from rich.progress import (
 from rich.table import Table
 
 from benchmarks import records
+from benchmarks.arguments import whole_number
 from benchmarks.experiments import DEMO
 from benchmarks.history import History, train
 from benchmarks.interrupts import deferred_interrupt
@@ -92,7 +93,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     def whole(name: str, default: int, lowest: int, highest: int, what: str) -> None:
         parser.add_argument(
             name,
-            type=_whole_number(lowest, highest),
+            type=whole_number(lowest, highest),
             default=default,
             metavar="N",
             help=f"{what}, {lowest} to {highest}",
@@ -123,17 +124,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.arms = list(dict.fromkeys(options.arms))
     return options
-
-
-def _whole_number(lowest: int, highest: int) -> Callable[[str], int]:
-    def convert(text: str) -> int:
-        if not (text.isdecimal() and lowest <= int(text) <= highest):
-            raise argparse.ArgumentTypeError(
-                f"invalid value: {text!r} (choose a whole number from {lowest} to {highest})"
-            )
-        return int(text)
-
-    return convert
 
 
 def _picture_path(text: str) -> Path:

@@ -81,7 +81,7 @@ def with_settings(experiment: Experiment, settings: Mapping[str, str]) -> Experi
             field.name
             for owner in (old, old.network)
             for field in fields(owner)
-            if isinstance(getattr(owner, field.name), bool | int | float | str)
+            if isinstance(getattr(owner, field.name), int | float | str)
         }
         known -= {"name"}  # what tells the tasks of an experiment apart
         if unknown := sorted(settings.keys() - known):
@@ -247,9 +247,8 @@ _SCREEN = Experiment(
 )
 # Helmholtz is learned with Muon alone, so of the grid there is Muon's part.
 _MUON_GRID = tuple(
-    arm
+    stablegrad_arm("muon", decay=decay, balance=balance)
     for decay, balance in product((0.0, 0.5, 0.9), (0.0, 0.5, 1.0))
-    if (arm := stablegrad_arm("muon", decay=decay, balance=balance)) not in BY_DEPTH
 )
 
 DEMO = Experiment(
@@ -465,7 +464,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             name="pinn-screen-helmholtz",
             about="whether a third problem has anything to screen in so few steps",
             tasks=tasks("helmholtz", (16,)),
-            arms=tuple(_for_screening(arm) for arm in (*BY_DEPTH, *_MUON_GRID)),
+            arms=tuple(_for_screening(arm) for arm in dict.fromkeys((*BY_DEPTH, *_MUON_GRID))),
         ),
         _DEPTH,
         replace(

@@ -29,6 +29,7 @@ from benchmarks.experiments import BY_DEPTH, DEMO, EXPERIMENTS, Experiment, task
 from benchmarks.history import History, train
 from benchmarks.interrupts import deferred_interrupt
 from benchmarks.normfree import report as normfree_report
+from benchmarks.normfree.pictures import draw_curves
 from benchmarks.peers import (
     block_normalized,
     block_normalized_in_range,
@@ -562,6 +563,19 @@ def test_every_experiment_runs_and_its_report_builds(few_steps: Path, tmp_path: 
         assert imread(tmp_path / f"normfree_{picture}.png").shape[1] > 300
 
 
+def test_curves_that_a_task_has_none_of_are_no_row_of_the_picture(tmp_path: Path):
+    tasks = EXPERIMENTS["normfree-variants"].tasks
+    whole = {"steps": 2, "error_curve": [0.9, 0.1], "loss_curve": [2.0, 1.0]}
+    before = {"steps": 2, "error_curve": [0.9, 0.2]}
+
+    def height(*of_tasks: dict[str, Any]) -> int:
+        gathered = {task: {ARMS["adamw"]: r} for task, r in zip(tasks, of_tasks, strict=True)}
+        draw_curves(gathered, tmp_path / "curves.png")
+        return imread(tmp_path / "curves.png").shape[0]
+
+    assert height(whole, before) == height(before, before) < height(whole, whole)
+
+
 def recorded(tmp_path: Path, medians: dict[str, list[float]]) -> Results:
     """Results on one task with given errors, the same for every seed, of the rates of each arm."""
     experiment = tiny_experiment(
@@ -680,15 +694,22 @@ def test_an_interrupted_command_says_how_to_go_on(tiny_is_known, tmp_path, capsy
 
 
 @pytest.mark.parametrize(
-    "wrong", ["--together=0", "--together=two", "--minutes=-1", "--minutes=nan", "--records=FILE"]
+    "wrong", ["--together=0", "--together=two", "--minutes=-1", "--minutes=nan"]
 )
 def test_an_option_out_of_range_is_an_error_that_names_it(wrong, tiny_is_known, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        program.main(["run", "tiny", wrong, "--records", str(tmp_path)])
+    name, _, value = wrong.partition("=")
+    _, _, said = capsys.readouterr().err.partition("error: ")  # before it, all options are named
+    assert name in said
+    assert repr(value) in said
+
+
+def test_a_file_for_a_folder_is_an_error_that_says_so(tiny_is_known, tmp_path, capsys):
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit):
-        program.main(["run", "tiny", wrong.replace("FILE", str(tmp_path / "file"))])
-    name, _, value = wrong.partition("=")
-    assert name in (said := capsys.readouterr().err)
-    assert value == "FILE" or repr(value) in said
+        program.main(["run", "tiny", "--records", str(tmp_path / "file")])
+    assert f"{tmp_path / 'file'} is not a folder" in capsys.readouterr().err
 
 
 def test_a_line_that_is_no_record_is_an_error_that_names_it(tiny_is_known, tmp_path, capsys):
@@ -699,11 +720,11 @@ def test_a_line_that_is_no_record_is_an_error_that_names_it(tiny_is_known, tmp_p
         assert f"{path}, line 2 is not a record" in capsys.readouterr().out
 
 
-def test_without_records_the_report_says_so_and_writes_nothing(tmp_path, capsys):
-    before = report.PAGE.read_text()
+def test_without_records_the_report_says_so_and_writes_nothing(monkeypatch, tmp_path, capsys):
+    for module in (report, normfree_report):
+        monkeypatch.setattr(module, "write", lambda **_: pytest.fail("it wrote a page"))
     assert program.main(["report", "--records", str(tmp_path)]) == 2
     assert "no records of demo, pinn-screen" in capsys.readouterr().out
-    assert report.PAGE.read_text() == before
 
 
 def test_an_unknown_experiment_is_an_error_that_names_the_known(capsys):
