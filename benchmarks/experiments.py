@@ -280,6 +280,15 @@ _DEPTH = Experiment(
     reported_seeds=tuple(range(16)),
 )
 
+_BY_DEPTH = replace(
+    _DEPTH,
+    name="pinn-by-depth",
+    about="how the error grows with depth",
+    tasks=tasks("burgers poisson-soft", (4, 8, 16, 32, 64)),
+    arms=BY_DEPTH,
+    reported_seeds=tuple(range(8)),
+)
+
 # Questions about details, on networks that a few thousand steps can train.
 _SHALLOW = replace(_DEPTH, steps=2000, reported_seeds=tuple(range(8)))
 
@@ -467,13 +476,21 @@ EXPERIMENTS: dict[str, Experiment] = {
             arms=tuple(_for_screening(arm) for arm in dict.fromkeys((*BY_DEPTH, *_MUON_GRID))),
         ),
         _DEPTH,
+        _BY_DEPTH,
+        # In 3,000 steps the base optimizers alone solve the shallow networks on Poisson alone.
         replace(
-            _DEPTH,
-            name="pinn-by-depth",
-            about="how the error grows with depth",
-            tasks=tasks("burgers poisson-soft", (4, 8, 16, 32, 64)),
-            arms=BY_DEPTH,
-            reported_seeds=tuple(range(8)),
+            _BY_DEPTH,
+            name="pinn-by-depth-helmholtz",
+            about="the same on Helmholtz, in as many steps as 4 layers with Adam alone need",
+            tasks=tasks("helmholtz", (4, 8, 16, 32)),
+            steps=5000,
+        ),
+        replace(
+            _BY_DEPTH,
+            name="pinn-by-depth-burgers",
+            about="the same on Burgers, in as many steps as 4 layers with Adam alone need",
+            tasks=tasks("burgers", (4, 8, 16)),
+            steps=15_000,
         ),
         replace(
             _DEPTH,
