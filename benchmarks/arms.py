@@ -17,7 +17,7 @@ from benchmarks.peers import (
     on_each_layer,
     z_normalized,
 )
-from benchmarks.variants import compressor
+from benchmarks.variants import as_large_as_weights, compressor, on_modules, warmed_up
 from stablegrad_optax import per_leaf, stablegrad, stacked, weights_only
 
 Stages = tuple[optax.GradientTransformationExtraArgs, optax.GradientTransformationExtraArgs]
@@ -84,6 +84,18 @@ def _peer(make: Callable[..., optax.GradientTransformation]) -> Callable[..., An
     return lambda stacked_keys, **options: on_each_layer(lambda: make(**options), stacked_keys)
 
 
+def _of_modules(stacked_keys: Stacked, **options: Any) -> optax.GradientTransformation:
+    return on_modules(_stablegrad(stacked_keys, **options))
+
+
+def _of_weights(stacked_keys: Stacked, **options: Any) -> optax.GradientTransformation:
+    return as_large_as_weights(_stablegrad(stacked_keys, **options), stacked_keys)
+
+
+def _warmed_up(stacked_keys: Stacked, warm_up: int, **options: Any) -> optax.GradientTransformation:
+    return warmed_up(_stablegrad(stacked_keys, **options), warm_up)
+
+
 SCALINGS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "none": lambda stacked_keys: optax.identity(),
     "stablegrad": _stablegrad,
@@ -94,6 +106,9 @@ SCALINGS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "z_normalized": _peer(z_normalized),
     "gradient_stabilizer": _peer(gradient_stabilizer),
     "compressor": compressor,
+    "of_modules": _of_modules,
+    "of_weights": _of_weights,
+    "warmed_up": _warmed_up,
     "clip_in_range": lambda stacked_keys: clip_in_range(1.0),
     "block_normalized_in_range": _peer(block_normalized_in_range),
 }
@@ -196,6 +211,26 @@ def compressor_arm(base: str, **numbers: float) -> Arm:
         (("follow_imbalance", follows),),
         tuple(numbers.items()),
         _first_rate(base, "compressor"),
+    )
+
+
+def variant_arm(base: str, scaling: str, *, balance: float, **options: int) -> Arm:
+    """An arm of an idea around the package's own rule, named by all of its options."""
+    about = {
+        "of_modules": "one statistic per module",
+        "of_weights": "reference: RMS of the weights",
+        "warmed_up": f"gains come in over {options.get('warm_up')} steps",
+    }
+    steps = "".join(f"-{value}" for value in options.values())
+    return Arm(
+        f"{scaling}-{base}-b{balance}{steps}",
+        f"StableGrad (balance {balance:g}, {about[scaling]}) + {_LABELS[base]}",
+        base,
+        scaling,
+        tuple(options.items()),
+        (("balance", balance),),
+        # The scale of the weights is a tenth or so.
+        _first_rate(base, "stablegrad") * (10 if base == "sgd" and scaling == "of_weights" else 1),
     )
 
 

@@ -15,6 +15,7 @@ from benchmarks.arms import (
     compressor_arm,
     in_range,
     stablegrad_arm,
+    variant_arm,
 )
 from benchmarks.normfree.convnets import NETWORKS, ConvNet
 from benchmarks.normfree.networks import DeepNetwork
@@ -516,6 +517,22 @@ EXPERIMENTS: dict[str, Experiment] = {
                 for decay, attack in ((0.0, None), (0.9, 0.0))
             ),
             reported_seeds=tuple(range(8)),
+        ),
+        replace(
+            _BY_DEPTH,
+            name="pinn-variants",
+            about="whether a statistic per module, gains that come in slowly, or the weights' scale"
+            " as the reference do better",
+            tasks=tasks("burgers poisson-soft", (8,)),
+            arms=tuple(
+                variant_arm(base, scaling, balance=0.5, **options)
+                for base in ("adam", "sgd")
+                for scaling, options in (
+                    ("of_modules", {}),
+                    ("of_weights", {}),
+                    ("warmed_up", {"warm_up": 300}),
+                )
+            ),
         ),
         replace(
             _SHALLOW,

@@ -101,3 +101,74 @@ def compressor(
         return jax.tree.map(scale_leaf, updates, scales), CompressorState(scales)
 
     return optax.GradientTransformation(init, update)
+
+
+def on_modules(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The transform with one statistic for a module: a bias is one more row of its kernel."""
+
+    def whole(module: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        row = module["bias"][..., None, :]
+        return {"kernel": jnp.concatenate([module["kernel"], row], axis=-2)}
+
+    def parts(module: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return {"kernel": module["kernel"][..., :-1, :], "bias": module["kernel"][..., -1, :]}
+
+    def of_each(change: Any, modules: Any) -> dict[str, Any]:
+        return {key: change(module) for key, module in modules.items()}
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        done, state = inner.update(of_each(whole, updates), state)
+        return of_each(parts, done), state
+
+    return optax.GradientTransformation(lambda params: inner.init(of_each(whole, params)), update)
+
+
+def as_large_as_weights(
+    inner: optax.GradientTransformation, stacked_keys: Collection[str]
+) -> optax.GradientTransformation:
+    """The transform with a reference for each module: the RMS of its kernel, as in LARS."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        modules: Any
+        modules, state = inner.update(updates, state)
+
+        def scaled(key: str, module: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            kernel = params[key]["kernel"]
+            axes = tuple(range(1 if key in stacked_keys else 0, kernel.ndim))
+            rms = jnp.sqrt(jnp.mean(kernel**2, axis=axes))
+            return {
+                name: leaf * rms.reshape(rms.shape + (1,) * (leaf.ndim - rms.ndim))
+                for name, leaf in module.items()
+            }
+
+        return {key: scaled(key, module) for key, module in modules.items()}, state
+
+    return optax.GradientTransformation(inner.init, update)
+
+
+class WarmUpState(NamedTuple):
+    """How many steps were made, and the state of the transform within."""
+
+    step: jax.Array
+    inner: Any
+
+
+def warmed_up(inner: optax.GradientTransformation, steps: int) -> optax.GradientTransformation:
+    """The transform with gains that come in over so many steps: ``gain^min(1, t / steps)``."""
+
+    def init(params: Any) -> WarmUpState:
+        return WarmUpState(jnp.zeros((), jnp.int32), inner.init(params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, WarmUpState]:
+        done, inner_state = inner.update(updates, state.inner)
+        share = jnp.minimum(1.0, state.step / steps)
+
+        def between(before: jax.Array, after: jax.Array) -> jax.Array:
+            return jnp.sign(before) * jnp.abs(before) ** (1 - share) * jnp.abs(after) ** share
+
+        return (
+            jax.tree.map(between, updates, done),
+            WarmUpState(state.step + 1, inner_state),
+        )
+
+    return optax.GradientTransformation(init, update)

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from benchmarks import __main__ as program
 from benchmarks import json_lines, records, runner
-from benchmarks.arms import ARMS, Arm, compressor_arm, stablegrad_arm
+from benchmarks.arms import ARMS, Arm, compressor_arm, stablegrad_arm, variant_arm
 from benchmarks.cost.training import ALL
 from benchmarks.demo import tuned_learning_rate
 from benchmarks.experiments import BY_DEPTH, DEMO, EXPERIMENTS, Experiment, tasks
@@ -231,6 +231,60 @@ def test_the_compressor_without_memory_is_stablegrad():
             done.append(scaling.update(grads, scaling.init(params), params)[0])
         done = [jax.tree.map(lambda g: g if g.size > 1 else 0 * g, d) for d in done]
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.05), *done)
+
+
+def scaled_by(arm: Arm, params: Any, steps: int = 1) -> Any:
+    """What an arm's transform makes of the same gradient in the last of some steps, and that."""
+    grads = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(1), p.shape), params)
+    scaling, _ = arm.stages(1.0, ("hidden",))
+    state = scaling.init(params)
+    for _ in range(steps):
+        done, state = scaling.update(grads, state, params)
+    return done, grads
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    params = Network(depth=4, width=8).init(jax.random.key(0))
+    return jax.tree.map(lambda p: p + 0.3, params)
+
+
+def test_a_statistic_per_module_is_that_of_kernel_and_bias(params: Any):
+    done, grads = scaled_by(variant_arm("sgd", "of_modules", balance=1.0), params)
+    for layer in range(3):
+        both = [
+            np.append(t["hidden"]["kernel"][layer], t["hidden"]["bias"][layer])
+            for t in (done, grads)
+        ]
+        np.testing.assert_allclose(both[0], both[1] / both[1].std(), rtol=1e-5)
+    both = [np.append(t["last"]["kernel"], t["last"]["bias"]) for t in (done, grads)]
+    np.testing.assert_allclose(both[0], both[1] / both[1].std(), rtol=1e-5)
+
+
+def test_the_weights_scale_as_the_reference(params: Any):
+    done, _ = scaled_by(variant_arm("sgd", "of_weights", balance=0.5), params)
+    plain, _ = scaled_by(stablegrad_arm("sgd", decay=0.0, balance=0.5), params)
+    for layer in range(3):
+        rms = np.sqrt(np.mean(np.square(params["hidden"]["kernel"][layer])))
+        for name in ("kernel", "bias"):
+            expected = rms * plain["hidden"][name][layer]
+            np.testing.assert_allclose(done["hidden"][name][layer], expected, rtol=1e-5)
+    rms = np.sqrt(np.mean(np.square(params["first"]["kernel"])))
+    np.testing.assert_allclose(done["first"]["kernel"], rms * plain["first"]["kernel"], rtol=1e-5)
+
+
+def test_gains_come_in_over_the_warm_up(params: Any):
+    arm = variant_arm("sgd", "warmed_up", balance=0.5, warm_up=4)
+    plain, grads = scaled_by(stablegrad_arm("sgd", decay=0.0, balance=0.5), params)
+    gain = jax.tree.map(lambda a, b: a / b, plain, grads)
+    for steps, share in ((1, 0.0), (3, 0.5), (5, 1.0), (8, 1.0)):
+        done, _ = scaled_by(arm, params, steps)
+        jax.tree.map(
+            lambda d, g, k, share=share: np.testing.assert_allclose(d, g * k**share, rtol=1e-4),
+            done,
+            grads,
+            gain,
+        )
 
 
 # Training.

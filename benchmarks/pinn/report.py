@@ -55,6 +55,7 @@ def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> No
         name: Results(EXPERIMENTS[f"pinn-{name}"], folder)
         for name in (
             *("screen", "screen-helmholtz", "depth", "by-depth", "confirm"),
+            *("by-depth-helmholtz", "by-depth-burgers", "variants"),
             *("prediction", "reference", "networks", "biases", "attack"),
         )
     }
@@ -72,8 +73,12 @@ def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> No
         if recorded[name].tasks:
             tables[name] = results_table(recorded[name])
             draw_errors(recorded[name], images / f"pinn_{name}.png")
-    for name in ("reference", "networks", "biases", "attack"):
+    for name in ("reference", "networks", "biases", "attack", "variants"):
         tables[name] = table_so_far(recorded[name])
+    for name in ("by-depth-helmholtz", "by-depth-burgers"):
+        tables[name] = table_so_far(recorded[name])
+        if recorded[name].tasks:
+            draw_depths(recorded[name], images / f"pinn_{name.replace('-', '_')}.png")
     tables["prediction"] = prediction_table(recorded["prediction"])
     if by_depth.tasks:
         tables["ranks"] = ranks_table(by_depth)
