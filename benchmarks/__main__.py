@@ -40,9 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _list(options: argparse.Namespace, console: Console) -> int:
     widest = max(map(len, EXPERIMENTS))
     for experiment in EXPERIMENTS.values():
-        recorded = len(records.read(experiment, options.records))
-        wanted = len(experiment.tasks) * len(experiment.arms)
-        wanted *= 1 + bool(experiment.reported_seeds)
+        recorded, wanted = records.progress(experiment, options.records)
         name = f"{experiment.name:<{widest}}"
         console.print(f"{name} {recorded:>5} of {wanted:<5} {experiment.about}")
     return 0

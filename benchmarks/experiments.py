@@ -91,7 +91,10 @@ def with_settings(experiment: Experiment, settings: Mapping[str, str]) -> Experi
             )
         return replace(changed(old), network=changed(old.network))
 
-    return replace(experiment, tasks=tuple(map(task, experiment.tasks))) if settings else experiment
+    if not settings:
+        return experiment
+    # Tasks that differed in these settings alone are one now.
+    return replace(experiment, tasks=tuple(dict.fromkeys(map(task, experiment.tasks))))
 
 
 def part_of(experiment: Experiment, arms: Sequence[str] = (), title: str = "") -> Experiment:
@@ -521,8 +524,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         replace(
             _BY_DEPTH,
             name="pinn-variants",
-            about="whether a statistic per module, gains that come in slowly, or the weights' scale"
-            " as the reference do better",
+            about="whether other forms of the rule do better",
             tasks=tasks("burgers poisson-soft", (8,)),
             arms=tuple(
                 variant_arm(base, scaling, balance=0.5, **options)

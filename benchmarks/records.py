@@ -34,6 +34,19 @@ def read(experiment: Experiment, folder: Path = FOLDER) -> list[Record]:
     return json_lines.read(path_of(experiment, folder))
 
 
+def progress(experiment: Experiment, folder: Path = FOLDER) -> tuple[int, int]:
+    """How many of an experiment's sweeps and reports are recorded, and how many there are."""
+    known = read(experiment, folder)
+    wanted = [
+        cell(experiment, task, arm, seeds)
+        for task in experiment.tasks
+        for arm in experiment.arms
+        for seeds in (experiment.tuning_seeds, experiment.reported_seeds)
+        if seeds
+    ]
+    return sum(json_lines.find(known, one) is not None for one in wanted), len(wanted)
+
+
 def cell(experiment: Experiment, task: Task, arm: Arm, seeds: Sequence[int]) -> Record:
     """What identifies a record."""
     return {

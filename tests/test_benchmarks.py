@@ -25,7 +25,14 @@ from benchmarks import json_lines, records, runner
 from benchmarks.arms import ARMS, Arm, compressor_arm, stablegrad_arm, variant_arm
 from benchmarks.cost.training import ALL
 from benchmarks.demo import tuned_learning_rate
-from benchmarks.experiments import BY_DEPTH, DEMO, EXPERIMENTS, Experiment, tasks
+from benchmarks.experiments import (
+    BY_DEPTH,
+    DEMO,
+    EXPERIMENTS,
+    Experiment,
+    tasks,
+    with_settings,
+)
 from benchmarks.history import History, train
 from benchmarks.interrupts import deferred_interrupt
 from benchmarks.normfree import report as normfree_report
@@ -732,9 +739,16 @@ def test_the_command_lists_runs_and_goes_on(tiny_is_known, tmp_path, capsys):
     code, text = command("run", "tiny", "--together", "2")
     assert code == 0
     assert "tiny: parabola" in text
+    # Of another setting, and not part of the experiment as it is.
+    json_lines.append(records.path_of(tiny_is_known, tmp_path), {"task": {"problem": "other"}})
     assert any(
         line.split()[:4] == ["tiny", "6", "of", "6"] for line in command("list")[1].split("\n")
     )
+
+
+def test_tasks_that_a_setting_makes_alike_are_run_once():
+    experiment = tiny_experiment(tasks=tasks("poisson burgers", (2, 3), points=8))
+    assert with_settings(experiment, {"depth": "4"}).tasks == tasks("poisson burgers", (4,), 8)
 
 
 def test_an_interrupted_command_says_how_to_go_on(tiny_is_known, tmp_path, capsys, monkeypatch):
