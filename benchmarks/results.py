@@ -272,16 +272,24 @@ def style(arm: Arm) -> dict[str, str]:
 
 
 def draw_depths(results: Results, path: Path) -> None:
-    """Median error against depth, with quartiles; rows of problems, columns of base optimizers."""
-    by_problem, columns = problems(results), bases(results)
+    """Median error against depth, with quartiles; rows of problems, columns of base optimizers.
+
+    Of an experiment that is not complete, what is recorded.
+    """
+    by_problem = problems([task for task in results.experiment.tasks if results.recorded(task)])
+    columns = bases(results)
     figure, axes = panels(len(by_problem), len(columns))
     for row, tasks in zip(axes, by_problem.values(), strict=True):
-        depths = [task.describe()["depth"] for task in tasks]
         for arm in results.experiment.arms:
-            errors = np.minimum([results.errors(task, arm) for task in tasks], 10.0)
+            found = [task for task in tasks if arm in results.recorded(task)]
+            if not found:
+                continue
+            depths = [task.describe()["depth"] for task in found]
+            errors = np.minimum([results.errors(task, arm) for task in found], 10.0)
             ax = row[columns.index(arm.base)]
             ax.plot(depths, np.median(errors, axis=1), marker=".", label=arm.label, **style(arm))
             ax.fill_between(depths, *quartiles(errors), color=colour(arm), alpha=0.1)
+        depths = [task.describe()["depth"] for task in tasks]
         for ax in row:
             ax.axhline(tasks[0].solved_below, color="grey", linewidth=1)
             ax.set(xscale="log", yscale="log", xlabel="depth", title=problem(tasks[0]))
@@ -291,10 +299,10 @@ def draw_depths(results: Results, path: Path) -> None:
     save(figure, axes, path)
 
 
-def problems(results: Results) -> dict[str, list[Task]]:
+def problems(tasks: Sequence[Task]) -> dict[str, list[Task]]:
     """The tasks of each problem, the shallow ones first."""
-    tasks = sorted(results.tasks, key=lambda task: task.describe()["depth"])
-    return {name: [t for t in tasks if problem(t) == name] for name in map(problem, tasks)}
+    by_depth = sorted(tasks, key=lambda task: task.describe()["depth"])
+    return {name: [t for t in by_depth if problem(t) == name] for name in map(problem, by_depth)}
 
 
 def bases(results: Results) -> list[str]:

@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 
+from matplotlib.axes import Axes
 from matplotlib.image import imread
 from rich.console import Console
 
@@ -51,6 +52,7 @@ from benchmarks.pinn.problems import PROBLEMS
 from benchmarks.pinn.task import PinnTask
 from benchmarks.results import (
     Results,
+    draw_depths,
     learning_rate_width,
     quartiles,
     results_table,
@@ -617,7 +619,7 @@ def test_every_experiment_runs_and_its_report_builds(few_steps: Path, tmp_path: 
         assert f"| {arm.label} |" in text
     grid = next(line for line in text.splitlines() if line.startswith("| sgd |"))
     assert grid.count("|") == 4 + 1 + 4
-    for picture in ("depth", "depths", "time", "confirm", "scales", "memory"):
+    for picture in ("depth", "depths", "helmholtz", "time", "confirm", "scales", "memory"):
         assert imread(tmp_path / f"pinn_{picture}.png").shape[1] > 300
     assert "digits, residual relu, depth 2 |" in (tmp_path / "normfree.md").read_text()
     for picture in ("residual", "residual_scales", "residual_layers", "depths"):
@@ -693,7 +695,7 @@ def test_a_task_is_reported_once_every_arm_is_recorded(tmp_path: Path):
     assert Results(results.experiment, tmp_path).tasks == []
 
 
-def test_what_is_recorded_so_far_has_a_blank_for_what_is_not(tmp_path: Path):
+def test_what_is_recorded_so_far_has_a_blank_for_what_is_not(tmp_path: Path, monkeypatch):
     results = recorded(tmp_path, {"adam": [0.3, 0.2], "sgd": [0.8, 0.1]})
     assert "mean rank" in report.table_so_far(results)
     other = replace(ARMS["clip_sgd"], name="other")
@@ -713,6 +715,14 @@ def test_what_is_recorded_so_far_has_a_blank_for_what_is_not(tmp_path: Path):
     assert adam.split(" | ")[1:] == ["0.2 (0.2-0.2), 0%, 2", "0.5 (0.5-0.5), 0%, 2 |"]
     assert sgd.split(" | ")[1:] == ["0.1 (0.1-0.1), 0%, 1", " |"]
     assert "3 of 6 pairs" in table
+    monkeypatch.setattr("benchmarks.results.save", lambda figure, axes, path: drawn.extend(axes[0]))
+    drawn: list[Axes] = []
+    draw_depths(Results(both, tmp_path), tmp_path / "unused.png")
+    lines = [line for ax in drawn for line in ax.get_lines()]
+    depths = {str(line.get_label()): list(line.get_xdata()) for line in lines}
+    assert depths["Adam"] == [2, 3]
+    assert depths["SGD"] == [2]
+    assert other.label not in depths
 
 
 # The command line.

@@ -47,6 +47,8 @@ SCALES_OF = (
     "stablegrad-muon-fixed-d0.0-b0.0",
 )
 """The arms whose layers are pictured."""
+MORE_STEPS = ("by-depth-helmholtz", "by-depth-burgers")
+"""The experiments with as many steps as a shallow network needs."""
 
 
 def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> None:
@@ -55,8 +57,8 @@ def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> No
         name: Results(EXPERIMENTS[f"pinn-{name}"], folder)
         for name in (
             *("screen", "screen-helmholtz", "depth", "by-depth", "confirm"),
-            *("by-depth-helmholtz", "by-depth-burgers", "variants"),
-            *("prediction", "reference", "networks", "biases", "attack"),
+            *("prediction", "reference", "networks", "biases", "attack", "variants"),
+            *MORE_STEPS,
         )
     }
     screen, helmholtz = recorded["screen"], recorded["screen-helmholtz"]
@@ -73,16 +75,15 @@ def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> No
         if recorded[name].tasks:
             tables[name] = results_table(recorded[name])
             draw_errors(recorded[name], images / f"pinn_{name}.png")
-    for name in ("reference", "networks", "biases", "attack", "variants"):
+    for name in ("reference", "networks", "biases", "attack", "variants", *MORE_STEPS):
         tables[name] = table_so_far(recorded[name])
-    for name in ("by-depth-helmholtz", "by-depth-burgers"):
-        tables[name] = table_so_far(recorded[name])
-        if recorded[name].tasks:
-            draw_depths(recorded[name], images / f"pinn_{name.replace('-', '_')}.png")
+    helmholtz_depths = recorded["by-depth-helmholtz"]
+    if helmholtz_depths.tasks:
+        draw_depths(helmholtz_depths, images / "pinn_helmholtz.png")
     tables["prediction"] = prediction_table(recorded["prediction"])
     if by_depth.tasks:
         tables["ranks"] = ranks_table(by_depth)
-        for tasks in problems(by_depth).values():
+        for tasks in problems(by_depth.tasks).values():
             name = f"by-depth {tasks[0].describe()['problem']}"
             tables[name] = results_table(by_depth.part(tasks))
         draw_depths(by_depth, images / "pinn_depths.png")
@@ -187,7 +188,7 @@ def step_times(folder: Path) -> dict[str, float] | None:
 
 def draw_time(results: Results, times: dict[str, float], path: Path) -> None:
     """Median error over the time of training at the largest depth of each problem."""
-    by_problem, columns = problems(results), bases(results)
+    by_problem, columns = problems(results.tasks), bases(results)
     figure, axes = panels(len(by_problem), len(columns))
     for row, tasks in zip(axes, by_problem.values(), strict=True):
         for arm in results.experiment.arms:
