@@ -481,18 +481,18 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         _DEPTH,
         _BY_DEPTH,
-        # In 3,000 steps the base optimizers alone solve the shallow networks on Poisson alone.
+        # In 3,000 steps Adam and SGD alone solve the shallow networks on Poisson alone.
         replace(
             _BY_DEPTH,
             name="pinn-by-depth-helmholtz",
-            about="the same on Helmholtz, in as many steps as 4 layers with Adam alone need",
+            about="the same on Helmholtz, with more steps",
             tasks=tasks("helmholtz", (4, 8, 16, 32)),
             steps=5000,
         ),
         replace(
             _BY_DEPTH,
             name="pinn-by-depth-burgers",
-            about="the same on Burgers, in as many steps as 4 layers with Adam alone need",
+            about="the same on Burgers, with more steps",
             tasks=tasks("burgers", (4, 8, 16)),
             steps=15_000,
         ),
