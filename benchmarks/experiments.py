@@ -481,7 +481,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         _DEPTH,
         _BY_DEPTH,
-        # In 3,000 steps Adam and SGD alone solve the shallow networks on Poisson alone.
+        # In 3,000 steps Adam alone solves shallow networks on Poisson only.
         replace(
             _BY_DEPTH,
             name="pinn-by-depth-helmholtz",
