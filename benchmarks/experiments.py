@@ -487,6 +487,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             name="pinn-by-depth-helmholtz",
             about="the same on Helmholtz, with more steps",
             tasks=tasks("helmholtz", (4, 8, 16, 32)),
+            arms=(*BY_DEPTH, ARMS["adam_eps"]),
             steps=5000,
         ),
         replace(
@@ -494,6 +495,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             name="pinn-by-depth-burgers",
             about="the same on Burgers, with more steps",
             tasks=tasks("burgers", (4, 8, 16)),
+            arms=(*BY_DEPTH, ARMS["adam_eps"]),
             steps=15_000,
         ),
         replace(
