@@ -17,7 +17,7 @@ from benchmarks.peers import (
     on_each_layer,
     z_normalized,
 )
-from benchmarks.variants import as_large_as_weights, compressor, on_modules, warmed_up
+from benchmarks.variants import compressor, on_modules, times_weights, warmed_up
 from stablegrad_optax import per_leaf, stablegrad, stacked, weights_only
 
 Stages = tuple[optax.GradientTransformationExtraArgs, optax.GradientTransformationExtraArgs]
@@ -89,7 +89,9 @@ def _of_modules(stacked_keys: Stacked, **options: Any) -> optax.GradientTransfor
 
 
 def _of_weights(stacked_keys: Stacked, **options: Any) -> optax.GradientTransformation:
-    return as_large_as_weights(_stablegrad(stacked_keys, **options), stacked_keys)
+    return optax.chain(
+        _stablegrad(stacked_keys, **options), on_each_layer(times_weights, stacked_keys)
+    )
 
 
 def _warmed_up(stacked_keys: Stacked, warm_up: int, **options: Any) -> optax.GradientTransformation:

@@ -294,7 +294,7 @@ _BY_DEPTH = replace(
 )
 
 # Questions about details, on networks that a few thousand steps can train.
-_SHALLOW = replace(_DEPTH, steps=2000, reported_seeds=tuple(range(8)))
+_SHALLOW = replace(_BY_DEPTH, steps=2000)
 
 
 def _for_classifiers(arm: Arm) -> Arm:
@@ -507,7 +507,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             steps=2000,
         ),
         replace(
-            _DEPTH,
+            _BY_DEPTH,
             name="pinn-attack",
             about="whether scales that rise at once, and equal norms, do better on PINNs too",
             tasks=tasks("burgers poisson-soft", (16,)),
@@ -521,7 +521,6 @@ EXPERIMENTS: dict[str, Experiment] = {
                 )
                 for decay, attack in ((0.0, None), (0.9, 0.0))
             ),
-            reported_seeds=tuple(range(8)),
         ),
         replace(
             _BY_DEPTH,

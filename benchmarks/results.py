@@ -58,7 +58,7 @@ class Results:
     def tasks(self) -> list[Task]:
         """The tasks that are recorded for every arm."""
         arms = list(self.experiment.arms)
-        return [task for task in self.experiment.tasks if self.recorded(task) == arms]
+        return [task for task, recorded in self.so_far.items() if recorded == arms]
 
     def part(self, tasks: Sequence[Task], arms: Sequence[Arm] = ()) -> "Results":
         """What came of some of the tasks, and of some of the arms; if none are given, of all."""
@@ -69,6 +69,11 @@ class Results:
         """The arms that are recorded on a task."""
         seeds = self.experiment.reported_seeds or self.experiment.tuning_seeds
         return [arm for arm in self.experiment.arms if self.of(task, arm, seeds)]
+
+    @cached_property
+    def so_far(self) -> dict[Task, list[Arm]]:
+        """The tasks that are recorded for some arms, and these."""
+        return {task: arms for task in self.experiment.tasks if (arms := self.recorded(task))}
 
     def among(self, task: Task, names: Sequence[str]) -> list[Arm]:
         """The arms of these names that are recorded on a task, in the order of the names."""
@@ -276,12 +281,12 @@ def draw_depths(results: Results, path: Path) -> None:
 
     Of an experiment that is not complete, what is recorded.
     """
-    by_problem = problems([task for task in results.experiment.tasks if results.recorded(task)])
+    by_problem = problems(list(results.so_far))
     columns = bases(results)
     figure, axes = panels(len(by_problem), len(columns))
     for row, tasks in zip(axes, by_problem.values(), strict=True):
         for arm in results.experiment.arms:
-            found = [task for task in tasks if arm in results.recorded(task)]
+            found = [task for task in tasks if arm in results.so_far[task]]
             if not found:
                 continue
             depths = [task.describe()["depth"] for task in found]

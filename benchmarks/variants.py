@@ -123,27 +123,14 @@ def on_modules(inner: optax.GradientTransformation) -> optax.GradientTransformat
     return optax.GradientTransformation(lambda params: inner.init(of_each(whole, params)), update)
 
 
-def as_large_as_weights(
-    inner: optax.GradientTransformation, stacked_keys: Collection[str]
-) -> optax.GradientTransformation:
-    """The transform with a reference for each module: the RMS of its kernel, as in LARS."""
+def times_weights() -> optax.GradientTransformation:
+    """Multiply a module's updates by the RMS of its kernel: the reference of LARS."""
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        modules: Any
-        modules, state = inner.update(updates, state)
+    def scaled(updates: Any, params: Any) -> Any:
+        rms = jnp.sqrt(jnp.mean(params["kernel"] ** 2))
+        return jax.tree.map(lambda leaf: rms * leaf, updates)
 
-        def scaled(key: str, module: dict[str, jax.Array]) -> dict[str, jax.Array]:
-            kernel = params[key]["kernel"]
-            axes = tuple(range(1 if key in stacked_keys else 0, kernel.ndim))
-            rms = jnp.sqrt(jnp.mean(kernel**2, axis=axes))
-            return {
-                name: leaf * rms.reshape(rms.shape + (1,) * (leaf.ndim - rms.ndim))
-                for name, leaf in module.items()
-            }
-
-        return {key: scaled(key, module) for key, module in modules.items()}, state
-
-    return optax.GradientTransformation(inner.init, update)
+    return optax.stateless(scaled)
 
 
 class WarmUpState(NamedTuple):
@@ -166,9 +153,6 @@ def warmed_up(inner: optax.GradientTransformation, steps: int) -> optax.Gradient
         def between(before: jax.Array, after: jax.Array) -> jax.Array:
             return jnp.sign(before) * jnp.abs(before) ** (1 - share) * jnp.abs(after) ** share
 
-        return (
-            jax.tree.map(between, updates, done),
-            WarmUpState(state.step + 1, inner_state),
-        )
+        return jax.tree.map(between, updates, done), WarmUpState(state.step + 1, inner_state)
 
     return optax.GradientTransformation(init, update)

@@ -48,7 +48,7 @@ SCALES_OF = (
 )
 """The arms whose layers are pictured."""
 MORE_STEPS = ("by-depth-helmholtz", "by-depth-burgers")
-"""The experiments with as many steps as a shallow network needs."""
+"""The experiments by depth that have more steps than the others."""
 
 
 def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> None:
@@ -118,7 +118,7 @@ def grid_table(results: Results) -> str:
 
 def table_so_far(results: Results) -> str:
     """All results; until they are complete, what is recorded, without ranks, and how much it is."""
-    found = {task: arms for task in results.experiment.tasks if (arms := results.recorded(task))}
+    found = results.so_far
     recorded = sum(map(len, found.values()))
     wanted = len(results.experiment.tasks) * len(results.experiment.arms)
     if recorded == wanted:
@@ -154,7 +154,7 @@ def prediction_table(results: Results) -> str:
 
 def _outcome_so_far(results: Results, task: Task | None, arm: Arm) -> str:
     """What came of an arm on a task, or a blank if that is not recorded."""
-    return outcome(results, task, arm) if task and arm in results.recorded(task) else ""
+    return outcome(results, task, arm) if task and arm in results.so_far.get(task, []) else ""
 
 
 def ranks_table(results: Results, deep: int = 16) -> str:
