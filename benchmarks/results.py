@@ -111,7 +111,7 @@ class Results:
         """The mean rank of each arm among those with the same base optimizer."""
         families: dict[str, list[Arm]] = {}
         for arm in self.experiment.arms:
-            families.setdefault(FAMILIES.get(arm.base, arm.base), []).append(arm)
+            families.setdefault(family(arm), []).append(arm)
         return {
             name: rank for arms in families.values() for name, rank in self.mean_ranks(arms).items()
         }
@@ -271,9 +271,10 @@ def draw_scales_over_time(results: Results, task: Task, arms: Sequence[Arm], pat
 
 
 def style(arm: Arm) -> dict[str, str]:
-    """The colour of an arm's line; that of StableGrad with its default balance is dashed."""
+    """An arm's line: dashed for StableGrad's default balance, dotted for another's control."""
     is_default = dict(arm.numbers).get("balance") == 1
-    return {"color": colour(arm), "linestyle": "--" if is_default else "-"}
+    line = "--" if is_default else ":" if arm.base in FAMILIES else "-"
+    return {"color": colour(arm), "linestyle": line}
 
 
 def draw_depths(results: Results, path: Path) -> None:
@@ -291,7 +292,7 @@ def draw_depths(results: Results, path: Path) -> None:
                 continue
             depths = [task.describe()["depth"] for task in found]
             errors = np.minimum([results.errors(task, arm) for task in found], 10.0)
-            ax = row[columns.index(arm.base)]
+            ax = row[columns.index(family(arm))]
             ax.plot(depths, np.median(errors, axis=1), marker=".", label=arm.label, **style(arm))
             ax.fill_between(depths, *quartiles(errors), color=colour(arm), alpha=0.1)
         depths = [task.describe()["depth"] for task in tasks]
@@ -311,8 +312,13 @@ def problems(tasks: Sequence[Task]) -> dict[str, list[Task]]:
 
 
 def bases(results: Results) -> list[str]:
-    """The base optimizers of the arms."""
-    return list(dict.fromkeys(arm.base for arm in results.experiment.arms))
+    """The base optimizers of the arms, without those that are compared with another's."""
+    return list(dict.fromkeys(map(family, results.experiment.arms)))
+
+
+def family(arm: Arm) -> str:
+    """The base optimizer with whose arms an arm is compared."""
+    return FAMILIES.get(arm.base, arm.base)
 
 
 def problem(task: Task) -> str:

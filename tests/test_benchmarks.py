@@ -52,6 +52,7 @@ from benchmarks.pinn.problems import PROBLEMS
 from benchmarks.pinn.task import PinnTask
 from benchmarks.results import (
     Results,
+    bases,
     draw_depths,
     learning_rate_width,
     quartiles,
@@ -723,6 +724,11 @@ def test_what_is_recorded_so_far_has_a_blank_for_what_is_not(tmp_path: Path, mon
     assert depths["Adam"] == [2, 3]
     assert depths["SGD"] == [2]
     assert other.label not in depths
+
+
+def test_a_control_of_a_base_optimizer_is_pictured_beside_it(tmp_path: Path):
+    experiment = tiny_experiment(arms=tuple(ARMS[name] for name in ("adam", "sgd", "adam_eps")))
+    assert bases(Results(experiment, tmp_path)) == ["adam", "sgd"]
 
 
 # The command line.

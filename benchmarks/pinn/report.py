@@ -24,6 +24,7 @@ from benchmarks.results import (
     draw_depths,
     draw_errors,
     draw_scales_over_time,
+    family,
     median_errors,
     outcome,
     panels,
@@ -194,7 +195,7 @@ def draw_time(results: Results, times: dict[str, float], path: Path) -> None:
         for arm in results.experiment.arms:
             curve = results.reported(tasks[-1], arm)["error_curve"]
             steps = np.linspace(0, results.experiment.steps, len(curve) + 1)[1:]
-            ax = row[columns.index(arm.base)]
+            ax = row[columns.index(family(arm))]
             ax.plot(steps * times[arm.name], np.array(curve, float), label=arm.label, **style(arm))
         for ax in row:
             ax.set(yscale="log", xlabel="time, in steps of Adam", title=tasks[-1].title)
