@@ -1,5 +1,6 @@
 """Records as lines of JSON, appended as they are made: a rerun goes on where one stopped."""
 
+import fcntl
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -36,9 +37,11 @@ def find(records: Iterable[dict[str, Any]], cell: Mapping[str, Any]) -> dict[str
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
-    """Add a line, in place of one that was not written to its end."""
+    """Add a line, in place of one that was not written to its end; others may add to it, too."""
     path.touch()
     with path.open("r+b") as file:
+        # What has no line end may be what another process is writing.
+        fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(file.read().rfind(b"\n") + 1)
         file.seek(0, 2)
         file.write(json.dumps(record).encode() + b"\n")

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -531,6 +532,13 @@ def test_a_line_that_was_cut_short_is_no_record_and_is_replaced(tmp_path: Path):
     assert json_lines.read(path) == [{"a": 1}]
     json_lines.append(path, {"a": 3})
     assert json_lines.read(path) == [{"a": 1}, {"a": 3}]
+
+
+def test_records_that_are_appended_at_once_are_all_kept(tmp_path: Path):
+    path, numbers = tmp_path / "records.jsonl", range(200)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: json_lines.append(path, {"number": number}), numbers))
+    assert sorted(record["number"] for record in json_lines.read(path)) == list(numbers)
 
 
 def test_a_record_has_null_for_a_diverged_run_and_counts_it_as_infinite(tmp_path: Path):
