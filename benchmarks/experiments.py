@@ -650,6 +650,22 @@ EXPERIMENTS: dict[str, Experiment] = {
             tasks=_digits("residual 50", "residual 150"),
             arms=_MEMORY,
         ),
+        replace(
+            NORMFREE,
+            name="normfree-muon",
+            about="whether scales that rise at once do better in front of Muon, too",
+            tasks=(
+                *_digits("residual 50", "residual 150"),
+                *_digits("residual 150", "residual 300", initialization="quarter_variance"),
+            ),
+            arms=(
+                *(
+                    stablegrad_arm("muon", decay=0.9, attack=0.0, balance=balance)
+                    for balance in (0.0, 0.5, 1.0)
+                ),
+                stablegrad_arm("muon", decay=0.9, balance=0.5),
+            ),
+        ),
         _IMAGES,
         replace(
             _IMAGES,
