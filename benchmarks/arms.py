@@ -17,7 +17,13 @@ from benchmarks.peers import (
     on_each_layer,
     z_normalized,
 )
-from benchmarks.variants import compressor, on_modules, times_weights, warmed_up
+from benchmarks.variants import (
+    compressor,
+    on_modules,
+    times_weights,
+    warmed_up,
+    without_biases,
+)
 from stablegrad_optax import per_leaf, stablegrad, stacked, weights_only
 
 Stages = tuple[optax.GradientTransformationExtraArgs, optax.GradientTransformationExtraArgs]
@@ -94,6 +100,12 @@ def _of_weights(stacked_keys: Stacked, **options: Any) -> optax.GradientTransfor
     )
 
 
+def _without_biases(stacked_keys: Stacked, **options: Any) -> optax.GradientTransformation:
+    return optax.chain(
+        _stablegrad(stacked_keys, **options), on_each_layer(without_biases, stacked_keys)
+    )
+
+
 def _warmed_up(stacked_keys: Stacked, warm_up: int, **options: Any) -> optax.GradientTransformation:
     return warmed_up(_stablegrad(stacked_keys, **options), warm_up)
 
@@ -103,6 +115,7 @@ SCALINGS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "stablegrad": _stablegrad,
     "clip": lambda stacked_keys: optax.clip_by_global_norm(1.0),
     "agc": _peer(partial(optax.adaptive_grad_clip, 0.01)),
+    "agc_eps": _peer(partial(optax.adaptive_grad_clip, 0.01, eps=1.0)),
     "block_rms": _peer(partial(optax.clip_by_block_rms, 1.0)),
     "block_normalized": _peer(block_normalized),
     "z_normalized": _peer(z_normalized),
@@ -110,6 +123,7 @@ SCALINGS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "compressor": compressor,
     "of_modules": _of_modules,
     "of_weights": _of_weights,
+    "without_biases": _without_biases,
     "warmed_up": _warmed_up,
     "clip_in_range": lambda stacked_keys: clip_in_range(1.0),
     "block_normalized_in_range": _peer(block_normalized_in_range),
@@ -276,11 +290,16 @@ def _peers_of(base: str) -> list[Arm]:
     ]
 
 
+def changed(arm: Arm, scaling: str, about: str) -> Arm:
+    """The same arm with another transform, which takes the same options."""
+    label = arm.label.replace(" + ", f", {about} + ")
+    return replace(arm, name=f"{scaling}-{arm.name}", label=label, scaling=scaling)
+
+
 def in_range(peer: Arm) -> Arm:
     """The control of range: the same arm with a norm that does not overflow."""
-    label = peer.label.replace(" + ", ", norm in range + ")
     scaling = f"{peer.scaling}_in_range"
-    return replace(peer, name=f"{scaling}_{peer.base}", label=label, scaling=scaling)
+    return replace(changed(peer, scaling, "norm in range"), name=f"{scaling}_{peer.base}")
 
 
 PEERS = [

@@ -12,6 +12,7 @@ from benchmarks.arms import (
     ARMS,
     PEERS,
     Arm,
+    changed,
     compressor_arm,
     in_range,
     stablegrad_arm,
@@ -465,6 +466,20 @@ _MEMORY = tuple(
     )
 )
 
+# What AGC does with SGD and StableGrad does not: it moves small biases little, and steps in
+# proportion to the weights. Its best rate in the sweep of normfree-depth is the highest.
+_AGC = replace(ARMS["agc_sgd"], first_rate=1e-2)
+_EQUAL_NORMS = stablegrad_arm("sgd", decay=0.9, attack=0.0, balance=1.0, equalize="norm")
+_LIKE_AGC = (
+    _AGC,
+    changed(_AGC, "agc_eps", "eps 1"),
+    changed(_for_classifiers(_EQUAL_NORMS), "without_biases", "biases stay 0"),
+    replace(
+        changed(_EQUAL_NORMS, "of_weights", "reference: RMS of the weights"),
+        first_rate=1e-4,  # the weights' RMS is a fifth or so
+    ),
+)
+
 _NORMFREE_ALL = tuple(dict.fromkeys((*_NORMFREE_TO_CONFIRM, *_MEMORY, *_NORMFREE_ARMS)))
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -665,6 +680,13 @@ EXPERIMENTS: dict[str, Experiment] = {
                 ),
                 stablegrad_arm("muon", decay=0.9, balance=0.5),
             ),
+        ),
+        replace(
+            NORMFREE,
+            name="normfree-like-agc",
+            about="what AGC has ahead of StableGrad with SGD on 150 layers",
+            tasks=_digits("residual 150", "residual 50"),
+            arms=_LIKE_AGC,
         ),
         _IMAGES,
         replace(

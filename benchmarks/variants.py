@@ -133,6 +133,15 @@ def times_weights() -> optax.GradientTransformation:
     return optax.stateless(scaled)
 
 
+def without_biases() -> optax.GradientTransformation:
+    """Leave the biases where they are."""
+
+    def kept(updates: Any, params: Any) -> Any:
+        return {**updates, "bias": jnp.zeros_like(updates["bias"])}
+
+    return optax.stateless(kept)
+
+
 class WarmUpState(NamedTuple):
     """How many steps were made, and the state of the transform within."""
 

@@ -24,7 +24,14 @@ from rich.console import Console
 
 from benchmarks import __main__ as program
 from benchmarks import json_lines, records, runner
-from benchmarks.arms import ARMS, Arm, compressor_arm, stablegrad_arm, variant_arm
+from benchmarks.arms import (
+    ARMS,
+    Arm,
+    changed,
+    compressor_arm,
+    stablegrad_arm,
+    variant_arm,
+)
 from benchmarks.cost.training import ALL
 from benchmarks.demo import tuned_learning_rate
 from benchmarks.experiments import (
@@ -282,6 +289,15 @@ def test_the_weights_scale_as_the_reference(params: Any):
             np.testing.assert_allclose(done["hidden"][name][layer], expected, rtol=1e-5)
     rms = np.sqrt(np.mean(np.square(params["first"]["kernel"])))
     np.testing.assert_allclose(done["first"]["kernel"], rms * plain["first"]["kernel"], rtol=1e-5)
+
+
+def test_without_biases_the_kernels_are_scaled_as_before(params: Any):
+    arm = stablegrad_arm("sgd", decay=0.0, balance=0.5)
+    done, _ = scaled_by(changed(arm, "without_biases", "biases stay 0"), params)
+    plain, _ = scaled_by(arm, params)
+    for key, module in done.items():
+        np.testing.assert_array_equal(module["kernel"], plain[key]["kernel"])
+        np.testing.assert_array_equal(module["bias"], 0)
 
 
 def test_gains_come_in_over_the_warm_up(params: Any):
