@@ -351,6 +351,9 @@ NORMFREE = Experiment(
     reported_seeds=tuple(range(5)),
 )
 
+# What did best with SGD on the residual classifiers of 50 layers.
+_EQUAL_NORMS = stablegrad_arm("sgd", decay=0.9, attack=0.0, balance=1.0, equalize="norm")
+
 # The lowest learning rates of the sweeps that do not start a decade above those for the classifiers
 # of before, as factors of them: these networks do not explode at their start.
 _CONVOLUTION_STARTS = {"sgd": 1000, "clip_sgd": 1}
@@ -382,7 +385,7 @@ _IMAGES = Experiment(
                 stablegrad_arm("adamw", decay=0.9, attack=0.0, balance=balance)
                 for balance in (0.5, 1.0)
             ),
-            stablegrad_arm("sgd", decay=0.9, attack=0.0, balance=1.0, equalize="norm"),
+            _EQUAL_NORMS,
         )
     ),
     steps=600,
@@ -444,7 +447,7 @@ _NORMFREE_TO_CONFIRM = tuple(
         stablegrad_arm("sgd", decay=0.0, balance=1.0),
         stablegrad_arm("sgd", decay=0.0, balance=1.0, equalize="norm"),
         stablegrad_arm("sgd", decay=0.9, attack=0.0, balance=1.0),
-        stablegrad_arm("sgd", decay=0.9, attack=0.0, balance=1.0, equalize="norm"),
+        _EQUAL_NORMS,
         *(ARMS[f"{name}_sgd"] for name in ("gradient_stabilizer", "block_normalized", "clip")),
         stablegrad_arm("adamw", decay=0.0, balance=0.5),
         *(
@@ -469,7 +472,6 @@ _MEMORY = tuple(
 # What AGC does with SGD and StableGrad does not: it moves small biases little, and steps in
 # proportion to the weights. Its best rate in the sweep of normfree-depth is the highest.
 _AGC = replace(ARMS["agc_sgd"], first_rate=1e-2)
-_EQUAL_NORMS = stablegrad_arm("sgd", decay=0.9, attack=0.0, balance=1.0, equalize="norm")
 _LIKE_AGC = (
     _AGC,
     changed(_AGC, "agc_eps", "eps 1"),

@@ -300,6 +300,16 @@ def test_without_biases_the_kernels_are_scaled_as_before(params: Any):
         np.testing.assert_array_equal(module["bias"], 0)
 
 
+def test_biases_of_zero_move_as_kernels_do_with_the_larger_eps_of_agc():
+    zeros = Network(depth=3, width=4).init(jax.random.key(0))
+    grads = jax.tree.map(jnp.ones_like, zeros)
+    for scaling, norm in (("agc", 1e-5), ("agc_eps", 1e-2)):
+        transform, _ = changed(ARMS["agc_sgd"], scaling, "").stages(1.0, ("hidden",))
+        done, _ = transform.update(grads, transform.init(zeros), zeros)
+        norms = np.linalg.norm(done["hidden"]["bias"], axis=-1)
+        np.testing.assert_allclose(norms, norm, rtol=1e-5)
+
+
 def test_gains_come_in_over_the_warm_up(params: Any):
     arm = variant_arm("sgd", "warmed_up", balance=0.5, warm_up=4)
     plain, grads = scaled_by(stablegrad_arm("sgd", decay=0.0, balance=0.5), params)

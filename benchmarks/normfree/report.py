@@ -37,13 +37,9 @@ BY_LAYER = (
 def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> None:
     """Put the tables into the page, and draw the pictures."""
     results = Results(NORMFREE, folder)
-    variants, confirm, memory, gelu, scaled, in_range, muon, like_agc, convnets, batchnorm = (
+    variants, confirm, memory, scaled, convnets, batchnorm = (
         Results(EXPERIMENTS[f"normfree-{name}"], folder)
-        for name in (
-            *("variants", "confirm", "memory", "gelu", "scaled", "range"),
-            *("muon", "like-agc"),
-            *("images", "images-batchnorm"),
-        )
+        for name in ("variants", "confirm", "memory", "scaled", "images", "images-batchnorm")
     )
     text, scaled_text, layernorm = (
         Results(EXPERIMENTS[f"normfree-transformer{name}"], folder)
@@ -62,10 +58,9 @@ def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> No
     draw_by_depth(gathered | gather((scaled,)), images / "normfree_depths.png")
     if learned := _learned(gathered):
         draw_curves(learned, images / "normfree_curves.png")
-    shown = {"memory": memory, "gelu": gelu, "scaled": scaled, "range": in_range}
-    shown |= {"muon": muon, "like agc": like_agc}
-    for name, of_name in shown.items():
-        tables[name] = score_tables(of_name)
+    tables |= {"memory": score_tables(memory), "scaled": score_tables(scaled)}
+    for name in ("gelu", "range", "muon", "like-agc"):
+        tables[name] = score_tables(Results(EXPERIMENTS[f"normfree-{name}"], folder))
     for name, of_name, normalized, norm in (
         ("images", convnets, batchnorm, "BatchNorm"),
         ("transformer", text, layernorm, "LayerNorm"),
