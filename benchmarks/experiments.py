@@ -427,6 +427,19 @@ _TEXT = replace(
     steps=2000,
 )
 
+_TEXT_SCREEN = replace(
+    _TEXT,
+    name="normfree-transformer-screen",
+    about="which optimizers are worth a longer look at decoders without LayerNorm",
+    tasks=(
+        *_TEXT.tasks,
+        TextTask(Transformer(48, initialization="scaled_residual")),
+    ),
+    steps=500,
+    tuning_seeds=(100,),
+    reported_seeds=(0, 1, 2),
+)
+
 # Ideas for SGD, which has the layers' norms in its steps, and for AdamW, which does not.
 _NORMFREE_VARIANTS = tuple(
     _for_classifiers(
@@ -702,6 +715,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             ),
             arms=tuple(arm for arm in _IMAGES.arms if arm.name in ("adamw", "sgd")),
         ),
+        _TEXT_SCREEN,
         _TEXT,
         replace(
             _TEXT,
