@@ -24,7 +24,7 @@ from benchmarks.variants import (
     warmed_up,
     without_biases,
 )
-from stablegrad_optax import per_leaf, stablegrad, stacked, weights_only
+from stablegrad_optax import LayerAxes, per_leaf, stablegrad, stacked, weights_only
 
 Stages = tuple[optax.GradientTransformationExtraArgs, optax.GradientTransformationExtraArgs]
 Rate = optax.ScalarOrSchedule
@@ -79,11 +79,14 @@ _LABELS = {
 }
 
 
+def _with_rule(stacked_keys: Stacked, rule: Any, **options: Any) -> optax.GradientTransformation:
+    return stablegrad(**options, layers=stacked(f"^({'|'.join(stacked_keys)})/", rule))
+
+
 def _stablegrad(
     stacked_keys: Stacked, biases: bool = True, **options: Any
 ) -> optax.GradientTransformation:
-    rule = per_leaf if biases else weights_only
-    return stablegrad(**options, layers=stacked(f"^({'|'.join(stacked_keys)})/", rule))
+    return _with_rule(stacked_keys, per_leaf if biases else weights_only, **options)
 
 
 def _peer(make: Callable[..., optax.GradientTransformation]) -> Callable[..., Any]:
@@ -106,6 +109,15 @@ def _without_biases(stacked_keys: Stacked, **options: Any) -> optax.GradientTran
     )
 
 
+def _per_unit(stacked_keys: Stacked, **options: Any) -> optax.GradientTransformation:
+    """A statistic for each column of a kernel, the weights of a unit; biases have one for all."""
+
+    def rule(params: Any) -> Any:
+        return jax.tree.map(lambda leaf: LayerAxes(0, centered=False), params)
+
+    return _with_rule(stacked_keys, rule, **options)
+
+
 def _warmed_up(stacked_keys: Stacked, warm_up: int, **options: Any) -> optax.GradientTransformation:
     return warmed_up(_stablegrad(stacked_keys, **options), warm_up)
 
@@ -124,6 +136,7 @@ SCALINGS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "of_modules": _of_modules,
     "of_weights": _of_weights,
     "without_biases": _without_biases,
+    "per_unit": _per_unit,
     "warmed_up": _warmed_up,
     "clip_in_range": lambda stacked_keys: clip_in_range(1.0),
     "block_normalized_in_range": _peer(block_normalized_in_range),

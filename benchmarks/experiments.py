@@ -489,6 +489,7 @@ _LIKE_AGC = (
     _AGC,
     changed(_AGC, "agc_eps", "eps 1"),
     changed(_for_classifiers(_EQUAL_NORMS), "without_biases", "biases stay 0"),
+    changed(_for_classifiers(_EQUAL_NORMS), "per_unit", "a scale for each unit"),
     replace(
         changed(_EQUAL_NORMS, "of_weights", "reference: RMS of the weights"),
         first_rate=1e-4,  # the weights' RMS is a fifth or so

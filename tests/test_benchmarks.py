@@ -300,6 +300,21 @@ def test_without_biases_the_kernels_are_scaled_as_before(params: Any):
         np.testing.assert_array_equal(module["bias"], 0)
 
 
+def test_a_scale_for_each_unit_makes_the_columns_of_kernels_alike_and_biases_as_a_whole(
+    params: Any,
+):
+    arm = changed(stablegrad_arm("sgd", decay=0.0, balance=1.0), "per_unit", "")
+    done, grads = scaled_by(arm, params)
+    for key, module in done.items():
+        rms = np.sqrt(np.mean(module["kernel"] ** 2, axis=-2))
+        np.testing.assert_allclose(rms, 1, rtol=1e-5)
+        bias, before = module["bias"], grads[key]["bias"]
+        if before.shape[-1] > 1:
+            np.testing.assert_allclose(np.sqrt(np.mean(bias**2, axis=-1)), 1, rtol=1e-5)
+        gains = bias / before
+        np.testing.assert_allclose(gains, gains[..., :1] * np.ones_like(gains), rtol=1e-5)
+
+
 def test_biases_of_zero_move_as_kernels_do_with_the_larger_eps_of_agc():
     zeros = Network(depth=3, width=4).init(jax.random.key(0))
     grads = jax.tree.map(jnp.ones_like, zeros)
