@@ -489,7 +489,13 @@ _LIKE_AGC = (
     _AGC,
     changed(_AGC, "agc_eps", "eps 1"),
     changed(_for_classifiers(_EQUAL_NORMS), "without_biases", "biases stay 0"),
-    changed(_for_classifiers(_EQUAL_NORMS), "per_unit", "a scale for each unit"),
+    *(
+        replace(changed(arm, "per_unit", "a scale for each unit"), first_rate=1e-3)
+        for arm in (
+            _EQUAL_NORMS,
+            stablegrad_arm("sgd", decay=0.0, balance=1.0, equalize="norm"),
+        )
+    ),
     replace(
         changed(_EQUAL_NORMS, "of_weights", "reference: RMS of the weights"),
         first_rate=1e-4,  # the weights' RMS is a fifth or so
@@ -701,7 +707,10 @@ EXPERIMENTS: dict[str, Experiment] = {
             NORMFREE,
             name="normfree-like-agc",
             about="what AGC has ahead of StableGrad with SGD on 150 layers",
-            tasks=_digits("residual 150", "residual 50"),
+            tasks=(
+                *_digits("residual 150", "residual 50"),
+                *_digits("residual 150", "residual 300", initialization="quarter_variance"),
+            ),
             arms=_LIKE_AGC,
         ),
         _IMAGES,
