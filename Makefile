@@ -23,12 +23,16 @@ PACKAGE_TESTS := tests/integration \
 	$(wildcard $(MODULES:stablegrad_optax/_%.py=tests/test_%.py)) \
 	tests/test_properties.py tests/test_public_api.py
 
+# Those whose results a compiler could change.
+NUMBERS := tests/test_stablegrad.py tests/test_statistics.py tests/test_dynamic_range.py \
+	tests/test_scale_laws.py tests/test_properties.py
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-floors test-optax test-tpu cost lint format format-check types workflows \
+.PHONY: help env demo test test-compiler test-floors test-optax test-tpu cost lint format format-check types workflows \
 	check notebooks docs build test-wheel clean
 
 help: ## list the commands
@@ -41,6 +45,10 @@ demo: $(VENV)/.demo ## run the demo; ARGS="--problem poisson" chooses, ARGS=--he
 
 test: $(VENV)/.dev ## run the whole test suite
 	$(BIN)/$(PYTEST) $(ARGS)
+
+test-compiler: $(VENV)/.dev ## run the tests of the core's numbers with XLA's usual compiler
+	@# The other commands compile quickly, see tests/conftest.py.
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/$(PYTEST) $(NUMBERS) $(ARGS)
 
 test-floors: $(FLOORS)/.floors ## run the package's tests on the oldest supported versions
 	@# Killing and resuming jobs is slow, and no different there; documents are about the newest.

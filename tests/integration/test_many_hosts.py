@@ -35,10 +35,11 @@ def job(directory: Path, hosts: int, steps: int) -> Generator[list[subprocess.Po
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "examples.many_hosts", str(directory / "checkpoints")]
     command += ["--steps", str(steps), "--coordinator", f"localhost:{port}", "--hosts", str(hosts)]
+    devices = f"--xla_force_host_platform_device_count={8 // hosts}"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiled quickly
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // hosts}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {devices}",
     }
     directory.mkdir(exist_ok=True)
     processes: list[subprocess.Popen[str]] = []
