@@ -118,6 +118,15 @@ def _per_unit(stacked_keys: Stacked, **options: Any) -> optax.GradientTransforma
     return _with_rule(stacked_keys, rule, **options)
 
 
+def _of_rms(stacked_keys: Stacked, **options: Any) -> optax.GradientTransformation:
+    """The root mean square of kernels, too, in place of the standard deviation."""
+
+    def rule(params: Any) -> Any:
+        return jax.tree.map(lambda axes: replace(axes, centered=False), per_leaf(params))
+
+    return _with_rule(stacked_keys, rule, **options)
+
+
 def _warmed_up(stacked_keys: Stacked, warm_up: int, **options: Any) -> optax.GradientTransformation:
     return warmed_up(_stablegrad(stacked_keys, **options), warm_up)
 
@@ -137,6 +146,7 @@ SCALINGS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "of_weights": _of_weights,
     "without_biases": _without_biases,
     "per_unit": _per_unit,
+    "of_rms": _of_rms,
     "warmed_up": _warmed_up,
     "clip_in_range": lambda stacked_keys: clip_in_range(1.0),
     "block_normalized_in_range": _peer(block_normalized_in_range),

@@ -490,7 +490,11 @@ _LIKE_AGC = (
     changed(_AGC, "agc_eps", "eps 1"),
     changed(_for_classifiers(_EQUAL_NORMS), "without_biases", "biases stay 0"),
     *(
-        replace(changed(arm, "per_unit", "a scale for each unit"), first_rate=1e-3)
+        replace(changed(arm, scaling, about), first_rate=first_rate)
+        for scaling, about, first_rate in (
+            ("per_unit", "a scale for each unit", 1e-3),
+            ("of_rms", "RMS for std", 1e-5),
+        )
         for arm in (
             _EQUAL_NORMS,
             stablegrad_arm("sgd", decay=0.0, balance=1.0, equalize="norm"),
