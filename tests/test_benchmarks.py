@@ -300,19 +300,20 @@ def test_without_biases_the_kernels_are_scaled_as_before(params: Any):
         np.testing.assert_array_equal(module["bias"], 0)
 
 
-def test_a_scale_for_each_unit_makes_the_columns_of_kernels_alike_and_biases_as_a_whole(
-    params: Any,
+@pytest.mark.parametrize(("scaling", "axes"), [("per_unit", (-2,)), ("of_rms", (-2, -1))])
+def test_other_layer_rules_make_the_rms_of_units_or_kernels_1(
+    params: Any, scaling: str, axes: tuple[int, ...]
 ):
-    arm = changed(stablegrad_arm("sgd", decay=0.0, balance=1.0), "per_unit", "")
+    arm = changed(stablegrad_arm("sgd", decay=0.0, balance=1.0), scaling, "")
     done, grads = scaled_by(arm, params)
     for key, module in done.items():
-        rms = np.sqrt(np.mean(module["kernel"] ** 2, axis=-2))
-        np.testing.assert_allclose(rms, 1, rtol=1e-5)
-        bias, before = module["bias"], grads[key]["bias"]
-        if before.shape[-1] > 1:
-            np.testing.assert_allclose(np.sqrt(np.mean(bias**2, axis=-1)), 1, rtol=1e-5)
-        gains = bias / before
-        np.testing.assert_allclose(gains, gains[..., :1] * np.ones_like(gains), rtol=1e-5)
+        for name, reduced in (("kernel", axes), ("bias", (-1,))):
+            gradient, before = module[name], grads[key][name]
+            if before.size > 1:  # one number is left alone
+                rms = np.sqrt(np.mean(gradient**2, axis=reduced, keepdims=True))
+                np.testing.assert_allclose(rms, 1, rtol=1e-5)
+                rms = np.sqrt(np.mean(before**2, axis=reduced, keepdims=True))
+                np.testing.assert_allclose(gradient, before / rms, rtol=1e-5)
 
 
 def test_biases_of_zero_move_as_kernels_do_with_the_larger_eps_of_agc():
