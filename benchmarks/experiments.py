@@ -427,18 +427,31 @@ _TEXT = replace(
     steps=2000,
 )
 
-_TEXT_SCREEN = replace(
+_SCALED_TEXT = replace(
     _TEXT,
-    name="normfree-transformer-screen",
-    about="which optimizers are worth a longer look at decoders without LayerNorm",
-    tasks=(
-        *_TEXT.tasks,
-        TextTask(Transformer(48, initialization="scaled_residual")),
+    name="normfree-transformer-scaled",
+    about="whether it holds where 48 blocks do not explode at their start",
+    tasks=tuple(
+        TextTask(Transformer(depth, initialization="scaled_residual")) for depth in (48, 12)
     ),
-    steps=500,
-    tuning_seeds=(100,),
-    reported_seeds=(0, 1, 2),
+    arms=tuple(replace(arm, first_rate=1e-4) if arm.name == "sgd" else arm for arm in _TEXT_ARMS),
 )
+
+
+def _text_screen(
+    experiment: Experiment, name: str, about: str, tasks: tuple[Task, ...]
+) -> Experiment:
+    """All arms in fewer steps and on fewer seeds."""
+    return replace(
+        experiment,
+        name=name,
+        about=about,
+        tasks=tasks,
+        steps=500,
+        tuning_seeds=(100,),
+        reported_seeds=(0, 1, 2),
+    )
+
 
 # Ideas for SGD, which has the layers' norms in its steps, and for AdamW, which does not.
 _NORMFREE_VARIANTS = tuple(
@@ -729,16 +742,20 @@ EXPERIMENTS: dict[str, Experiment] = {
             ),
             arms=tuple(arm for arm in _IMAGES.arms if arm.name in ("adamw", "sgd")),
         ),
-        _TEXT_SCREEN,
-        _TEXT,
-        replace(
+        _text_screen(
             _TEXT,
-            name="normfree-transformer-scaled",
-            about="whether it holds where 48 blocks do not explode at their start",
-            tasks=tuple(
-                TextTask(Transformer(depth, initialization="scaled_residual")) for depth in (48, 12)
-            ),
+            "normfree-transformer-screen",
+            "which optimizers are worth a longer look at decoders without LayerNorm",
+            _TEXT.tasks,
         ),
+        _text_screen(
+            _SCALED_TEXT,
+            "normfree-transformer-screen-scaled",
+            "the same where 48 blocks do not explode at their start",
+            _SCALED_TEXT.tasks[:1],
+        ),
+        _TEXT,
+        _SCALED_TEXT,
         replace(
             _TEXT,
             name="normfree-transformer-layernorm",

@@ -59,7 +59,10 @@ def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> No
     if learned := _learned(gathered):
         draw_curves(learned, images / "normfree_curves.png")
     tables |= {"memory": score_tables(memory), "scaled": score_tables(scaled)}
-    for name in ("gelu", "range", "muon", "like-agc", "transformer-screen"):
+    for name in (
+        *("gelu", "range", "muon", "like-agc"),
+        *("transformer-screen", "transformer-screen-scaled"),
+    ):
         tables[name] = score_tables(Results(EXPERIMENTS[f"normfree-{name}"], folder))
     for name, of_name, normalized, norm in (
         ("images", convnets, batchnorm, "BatchNorm"),
