@@ -114,7 +114,7 @@ test-wheel: build | $(UV) ## install the built wheel alone in an empty environme
 	-o "doctest_optionflags=NORMALIZE_WHITESPACE ELLIPSIS" --pyargs stablegrad_optax
 
 clean: ## remove the environments, what was built and the caches
-	rm -rf .uv $(VENV) $(FLOORS) $(OPTAX) $(TPU) $(WHEEL) $(DOCS) dist docs/_build docs/generated \
+	rm -rf .uv $(VENV) $(FLOORS) $(OPTAX) $(TPU) $(WHEEL) $(DOCS) dist out docs/_build docs/generated \
 	docs/notebooks .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -69,6 +69,9 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     with deferred_interrupt() as check_interrupt:
         try:
             for experiment in options.chosen:
+                recorded, wanted = records.progress(experiment, options.records)
+                if recorded == wanted:
+                    console.print(f"{experiment.name}: nothing lacks, all {wanted} are recorded")
                 runner.run(
                     experiment,
                     options.records,
@@ -97,10 +100,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name in ("list", "run", "report"):
         command = commands.add_parser(name, help=f"see above: {name}")
         command.add_argument(
-            "--records", type=Path, default=records.FOLDER, help="folder of the records"
+            "--records",
+            type=Path,
+            default=records.FOLDER,
+            help="folder of the records (default: benchmarks/records)",
         )
         if name == "run":
-            command.add_argument("experiments", nargs="+", choices=EXPERIMENTS)
+            command.add_argument(
+                "experiments",
+                nargs="+",
+                choices=EXPERIMENTS,
+                metavar="EXPERIMENT",
+                help="a name that `list` has",
+            )
             command.add_argument(
                 "--together",
                 type=whole_number(1, 999),
@@ -116,7 +128,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                 type=_setting,
                 default=[],
                 metavar="NAME=VALUE",
-                help="another setting of the tasks and networks, such as width=1 data=cifar100",
+                help="another setting of the tasks and networks, such as width=1 data=cifar100; "
+                "needs --records",
             )
             command.add_argument(
                 "--arms", nargs="+", default=[], metavar="NAME", help="these arms only"
@@ -129,6 +142,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.records.exists() and not options.records.is_dir():
         parser.error(f"--records {options.records} is not a folder")
     if options.command == "run":
+        if options.set and options.records.resolve() == records.FOLDER.resolve():
+            parser.error(
+                "--set needs --records FOLDER: what has other settings is not to be among the "
+                f"records of {options.records}"
+            )
         try:
             options.chosen = _chosen(options)
         except ValueError as error:

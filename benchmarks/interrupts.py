@@ -1,5 +1,6 @@
 """Ctrl-C that arrives when a program is ready for it."""
 
+import os
 import signal
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ def deferred_interrupt() -> Generator[Callable[[], None], None, None]:
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal arrived
         arrived = True
+        # Not print, which cannot be called within itself.
+        os.write(2, b"\nStopping, which may take a while; Ctrl-C again stops at once.\n")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def check() -> None:

@@ -806,6 +806,8 @@ def test_the_command_lists_runs_and_goes_on(tiny_is_known, tmp_path, capsys):
     code, text = command("run", "tiny", "--together", "2")
     assert code == 0
     assert "tiny: parabola" in text
+    assert "nothing lacks" not in text
+    assert "tiny: nothing lacks, all 6 are recorded" in command("run", "tiny")[1]
     # Of another setting, and not part of the experiment as it is.
     json_lines.append(records.path_of(tiny_is_known, tmp_path), {"task": {"problem": "other"}})
     assert any(
@@ -891,10 +893,22 @@ def test_an_arm_or_a_task_that_is_not_there_is_an_error_that_names_what_is(
     assert known in capsys.readouterr().err
 
 
-def test_a_second_interrupt_does_not_wait():
+def test_records_of_other_settings_are_not_put_among_those_of_the_experiment(
+    tiny_is_known, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(records, "FOLDER", tmp_path)
+    for folder in ([], ["--records", str(tmp_path)]):
+        with pytest.raises(SystemExit):
+            program.main(["run", "tiny", "--set", "width=1", *folder])
+        assert "--set needs --records FOLDER" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_first_interrupt_says_what_it_does_and_the_second_does_not_wait(capfd):
     with deferred_interrupt() as check:
         check()
         signal.raise_signal(signal.SIGINT)
+        assert "Ctrl-C again stops at once" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             check()
         with pytest.raises(KeyboardInterrupt):

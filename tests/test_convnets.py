@@ -405,7 +405,7 @@ def test_the_command_names_the_settings_that_there_are_and_the_images_that_are_n
         ("width", "NAME=VALUE"),
     ):
         with pytest.raises(SystemExit):
-            program.main(["run", "normfree-images", "--set", wrong])
+            program.main(["run", "normfree-images", "--records", str(tmp_path), "--set", wrong])
         assert message in capsys.readouterr().err
     monkeypatch.setenv(CIFAR100, str(tmp_path))
     command = ["run", "normfree-images", "--set", "data=cifar100", "--records", str(tmp_path)]
