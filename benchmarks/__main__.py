@@ -53,7 +53,7 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     missing = [
         experiment.name
         for experiment in EXPERIMENTS.values()
-        if not records.path_of(experiment, options.records).exists()
+        if not records.progress(experiment, options.records)[0]
     ]
     if missing:  # before a page is written
         raise FileNotFoundError(
@@ -66,6 +66,7 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 
 def _run(options: argparse.Namespace, console: Console) -> int:
     deadline = time.monotonic() + 60 * options.minutes
+    commit = options.commit or runner.current_commit()  # that of the code as it was read
     with deferred_interrupt() as check_interrupt:
         try:
             for experiment in options.chosen:
@@ -77,7 +78,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
                     options.records,
                     together=options.together,
                     deadline=deadline,
-                    commit=options.commit,
+                    commit=commit,
                     console=console,
                     check_interrupt=check_interrupt,
                 )

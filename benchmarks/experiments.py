@@ -85,7 +85,8 @@ def with_settings(experiment: Experiment, settings: Mapping[str, str]) -> Experi
             for field in fields(owner)
             if isinstance(getattr(owner, field.name), int | float | str)
         }
-        known -= {"name"}  # what tells the tasks of an experiment apart
+        # What tells the tasks of an experiment apart, and what follows from the problem.
+        known -= {"name", "inputs"}
         if unknown := sorted(settings.keys() - known):
             raise ValueError(
                 f"{old.title} has no {', '.join(unknown)}: set one of {', '.join(sorted(known))}"

@@ -18,17 +18,20 @@ def read(path: Path) -> list[dict[str, Any]]:
         DamagedError: A line is not a record.
     """
     # What follows the last line end is a record that was being written when its process was killed.
-    whole, _, _ = path.read_text().rpartition("\n") if path.exists() else ("", "", "")
+    *whole, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
 
-    def record(number: int, line: str) -> dict[str, Any]:
+    def record(number: int, line: bytes) -> dict[str, Any]:
         try:
-            return json.loads(line)
-        except json.JSONDecodeError as error:
+            found = json.loads(line)
+        except ValueError:  # neither JSON nor UTF-8
+            found = None
+        if not isinstance(found, dict):
             raise DamagedError(
                 f"{path}, line {number} is not a record: take it out, or restore the file"
-            ) from error
+            )
+        return found
 
-    return [record(number, line) for number, line in enumerate(whole.splitlines(), 1)]
+    return [record(number, line) for number, line in enumerate(whole, 1)]
 
 
 def find(records: Iterable[dict[str, Any]], cell: Mapping[str, Any]) -> dict[str, Any] | None:

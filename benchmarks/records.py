@@ -48,13 +48,15 @@ def progress(experiment: Experiment, folder: Path = FOLDER) -> tuple[int, int]:
 
 
 def cell(experiment: Experiment, task: Task, arm: Arm, seeds: Sequence[int]) -> Record:
-    """What identifies a record."""
-    return {
+    """What identifies a record; that of a sweep has its learning rates."""
+    identity = {
         "task": task.describe(),
         "steps": experiment.steps,
         "arm": arm.name,
         "seeds": list(seeds),
     }
+    is_sweep = tuple(seeds) == experiment.tuning_seeds
+    return identity | ({"learning_rates": experiment.rates(arm)} if is_sweep else {})
 
 
 def settings(arm: Arm) -> Record:

@@ -66,9 +66,13 @@ class Results:
         return Results(replace(self.experiment, tasks=tuple(tasks), arms=chosen), self.folder)
 
     def recorded(self, task: Task) -> list[Arm]:
-        """The arms that are recorded on a task."""
-        seeds = self.experiment.reported_seeds or self.experiment.tuning_seeds
-        return [arm for arm in self.experiment.arms if self.of(task, arm, seeds)]
+        """The arms that are recorded on a task, with their sweeps."""
+        both = (self.experiment.tuning_seeds, self.experiment.reported_seeds)
+        return [
+            arm
+            for arm in self.experiment.arms
+            if all(self.of(task, arm, seeds) for seeds in both if seeds)
+        ]
 
     @cached_property
     def so_far(self) -> dict[Task, list[Arm]]:

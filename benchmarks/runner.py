@@ -129,7 +129,13 @@ def run(
         for sweep, report in jobs
     )
     pool = ThreadPoolExecutor(max_workers=_compilers())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    hour = 3600.0  # A chunk of steps can take minutes, and what is left follows from several.
+    with Progress(
+        *columns,
+        console=console,
+        disable=not console.is_terminal,
+        speed_estimate_period=hour,
+    ) as progress:
         shown = progress.add_task(experiment.name, total=total * experiment.steps)
 
         def train(training: Training) -> _Outcome:

@@ -45,6 +45,7 @@ from benchmarks.experiments import (
 from benchmarks.history import History, train
 from benchmarks.interrupts import deferred_interrupt
 from benchmarks.normfree import report as normfree_report
+from benchmarks.normfree.networks import DeepNetwork
 from benchmarks.normfree.pictures import draw_curves
 from benchmarks.peers import (
     block_normalized,
@@ -455,25 +456,26 @@ def test_every_sweep_of_an_experiment_has_as_many_rates_evenly_spaced():
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
 def test_every_record_belongs_to_its_experiment(experiment: Experiment):
-    wanted = {
-        json.dumps(records.cell(experiment, task, arm, seeds))
+    wanted = [
+        records.cell(experiment, task, arm, seeds)
         for task in experiment.tasks
         for arm in experiment.arms
         for seeds in (experiment.tuning_seeds, experiment.reported_seeds)
-    }
+    ]
     found = records.read(experiment)
-    keys = ("task", "steps", "arm", "seeds")
-    cells = [json.dumps({key: record[key] for key in keys}) for record in found]
-    assert set(cells) <= wanted
-    assert len(set(cells)) == len(cells)
+    of_records = [
+        [place for place, cell in enumerate(wanted) if cell.items() <= record.items()]
+        for record in found
+    ]
+    assert all(len(places) == 1 for places in of_records)
+    assert len({places[0] for places in of_records}) == len(found)
     for record in found:
         arm = next(arm for arm in experiment.arms if arm.name == record["arm"])
         if record["seeds"] == list(experiment.tuning_seeds):
             assert record["learning_rates"] == experiment.rates(arm)
         else:
-            swept = record | {"seeds": list(experiment.tuning_seeds)}
-            cell = {key: swept[key] for key in keys}
-            sweep = json_lines.find(found, cell)
+            same = {key: record[key] for key in ("task", "steps", "arm")}
+            sweep = json_lines.find(found, same | {"seeds": list(experiment.tuning_seeds)})
             assert sweep is not None
             assert record["learning_rates"] == [records.best_rate(sweep)]
         assert len(record["errors"]) == len(record["learning_rates"])
@@ -815,6 +817,25 @@ def test_the_command_lists_runs_and_goes_on(tiny_is_known, tmp_path, capsys):
     )
 
 
+def test_another_sweep_is_not_the_recorded_one(tmp_path: Path):
+    experiment = tiny_experiment(tasks=(Parabola("one"),), arms=(ARMS["sgd"],))
+    runner.run(experiment, tmp_path, console=Console(quiet=True))
+    assert records.progress(experiment, tmp_path) == (2, 2)
+    for changes in ({"num_rates": 3}, {"arms": (replace(ARMS["sgd"], first_rate=1e-3),)}):
+        other = replace(experiment, **changes)
+        assert records.progress(other, tmp_path) == (1, 2)
+        assert Results(other, tmp_path).tasks == []
+
+
+def test_the_experiments_of_a_command_name_one_commit(tiny_is_known, monkeypatch, tmp_path):
+    commits = iter(["first", "second"])
+    named = []
+    monkeypatch.setattr(runner, "current_commit", lambda: next(commits))
+    monkeypatch.setattr(runner, "run", lambda *_, commit, **options: named.append(commit))
+    assert program.main(["run", "tiny", "tiny", "--records", str(tmp_path)]) == 0
+    assert named == ["first", "first"]
+
+
 def test_tasks_that_a_setting_makes_alike_are_run_once():
     experiment = tiny_experiment(tasks=tasks("poisson burgers", (2, 3), points=8))
     assert with_settings(experiment, {"depth": "4"}).tasks == tasks("poisson burgers", (4,), 8)
@@ -851,10 +872,11 @@ def test_a_file_for_a_folder_is_an_error_that_says_so(tiny_is_known, tmp_path, c
 
 def test_a_line_that_is_no_record_is_an_error_that_names_it(tiny_is_known, tmp_path, capsys):
     path = records.path_of(tiny_experiment(), tmp_path)
-    path.write_text('{"arm": "sgd"}\n{"arm"\n')
-    for command in (["list"], ["run", "tiny"]):
-        assert program.main([*command, "--records", str(tmp_path)]) == 2
-        assert f"{path}, line 2 is not a record" in capsys.readouterr().out
+    for damaged in (b'{"arm"', b"null", b"[1]", b"\xff\xfe", b""):
+        path.write_bytes(b'{"arm": "sgd"}\n' + damaged + b"\n")
+        for command in (["list"], ["run", "tiny"]):
+            assert program.main([*command, "--records", str(tmp_path)]) == 2
+            assert f"{path}, line 2 is not a record" in capsys.readouterr().out
 
 
 def test_without_records_the_report_says_so_and_writes_nothing(monkeypatch, tmp_path, capsys):
@@ -927,3 +949,6 @@ def test_a_misspelt_task_is_an_error():
             tasks(name, (2,))
     with pytest.raises(ValueError, match="silu"):
         Network(activation="relu")
+    for network in (Network, DeepNetwork):
+        with pytest.raises(ValueError, match="no network has a depth of 1: 2 is the least"):
+            network(depth=1)

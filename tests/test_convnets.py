@@ -366,6 +366,7 @@ def test_a_table_shows_what_is_recorded_and_names_what_is_not(tmp_path: Path):
         json_lines.append(records.path_of(experiment, tmp_path), line)
 
     named = {arm.name: arm for arm in IMAGES.arms}
+    sweep = [[0.9], [0.4], *([[0.9]] * (IMAGES.num_rates - 2))]
     sgd = "stablegrad-sgd-fixed-d0.0-b1.0"
     for experiment, arm, errors in (
         (IMAGES, "adamw", [0.5, 0.24, 0.3]),
@@ -373,9 +374,9 @@ def test_a_table_shows_what_is_recorded_and_names_what_is_not(tmp_path: Path):
         (IMAGES, "sgd", [None, None, 0.2]),
         (BATCHNORM, "adamw", [0.1, 0.1, 0.1]),
     ):
-        record(experiment, arm, [[0.9], [0.4]])
+        record(experiment, arm, sweep)
         record(experiment, arm, [errors])
-    record(IMAGES, "muon", [[0.9], [0.4]])  # swept, and no more
+    record(IMAGES, "muon", sweep)  # swept, and no more
 
     text = report.score_tables(Results(IMAGES, tmp_path), Results(BATCHNORM, tmp_path), "BatchNorm")
     resnet, efficientnet = text.split("**fashion_mnist, efficientnetv2s, width 0.125**")

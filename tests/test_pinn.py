@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.experiments import tasks
 from benchmarks.pinn.derivatives import jet_of
 from benchmarks.pinn.networks import ACTIVATIONS, Network
 from benchmarks.pinn.problems import (
@@ -160,6 +161,12 @@ def test_the_layerwise_jet_is_the_derivative_of_the_network(activation: str):
     for axis in range(2):
         np.testing.assert_allclose(slopes[axis], gradient[:, axis], rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(curvatures[axis], hessian[:, axis, axis], rtol=1e-3, atol=1e-5)
+
+
+def test_a_soft_boundary_has_a_point_however_few_there_are_inside():
+    task = tasks("poisson-soft", (2,), points=3)[0]
+    loss, _ = task.gradients(task.init(jax.random.key(0)), jax.random.key(1))
+    assert np.isfinite(loss)
 
 
 @pytest.mark.parametrize("boundary", ["exact", "soft"])

@@ -48,6 +48,8 @@ class DeepNetwork:
     initialization: str = "lecun"
 
     def __post_init__(self) -> None:
+        if self.depth < 2:
+            raise ValueError(f"no network has a depth of {self.depth}: 2 is the least")
         for given, known in (
             (self.shape, SHAPES),
             (self.activation, ACTIVATIONS),

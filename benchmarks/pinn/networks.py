@@ -44,6 +44,8 @@ class Network:
     inputs: int = 2
 
     def __post_init__(self) -> None:
+        if self.depth < 2:
+            raise ValueError(f"no network has a depth of {self.depth}: 2 is the least")
         if self.activation not in ACTIVATIONS or self.initialization not in INITIALIZATIONS:
             raise ValueError(
                 f"no network has activation {self.activation!r} and initialization "

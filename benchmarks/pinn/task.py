@@ -92,7 +92,7 @@ class PinnTask:
         """The loss on the points of a step, and its gradients by parameters and prediction."""
         inside_key, sides_key = jax.random.split(key)
         inside = self.problem.sample(inside_key, self.points)
-        sides = self.problem.sample_sides(sides_key, self.points // 4)
+        sides = self.problem.sample_sides(sides_key, max(1, self.points // 4))
 
         def predict(params: Params) -> dict[str, Any]:
             jet = self._jet(params, inside)
