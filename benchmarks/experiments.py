@@ -342,8 +342,8 @@ def _digits(
 NORMFREE = Experiment(
     "normfree-depth",
     "which optimizer trains deep classifiers without normalization",
-    # Not residual 300, whose forward pass overflows before anything is learned (normfree-confirm).
-    _digits("residual 50", "plain 50", "residual 150", "plain 20", "plain 150"),
+    # What can be trained at all: python -m benchmarks.normfree.starts
+    _digits("residual 50", "plain 50", "residual 150", "plain 20"),
     _NORMFREE_ARMS,
     steps=600,
     num_rates=8,
@@ -376,6 +376,8 @@ _IMAGES = Experiment(
             *(ARMS[name] for name in ("adamw", "adamw_eps", "clip_adamw", "agc_adamw")),
             *(ARMS[name] for name in ("sgd", "clip_sgd", "muon", "clip_muon", "novograd")),
             *(ARMS[f"gradient_stabilizer_{base}"] for base in ("adamw", "sgd")),
+            *(ARMS[f"{name}_adamw"] for name in ("block_rms", "block_normalized", "z_normalized")),
+            ARMS["lamb"],
             *(
                 stablegrad_arm(base, 1.0, decay=0.0, balance=balance)
                 for base in ("adamw", "sgd")
@@ -419,40 +421,50 @@ _TEXT_ARMS = tuple(
     )
 )
 
-_TEXT = replace(
+_TEXT_SCREEN = replace(
     NORMFREE,
-    name="normfree-transformer",
-    about="which optimizer trains a decoder without LayerNorm",
+    name="normfree-transformer-screen",
+    about="which optimizers are worth a longer look at decoders without LayerNorm",
     tasks=tuple(TextTask(Transformer(depth)) for depth in (12, 48)),
     arms=_TEXT_ARMS,
-    steps=2000,
+    steps=500,
+    tuning_seeds=(100,),
+    reported_seeds=(0, 1, 2),
 )
-
-_SCALED_TEXT = replace(
-    _TEXT,
-    name="normfree-transformer-scaled",
-    about="whether it holds where 48 blocks do not explode at their start",
-    tasks=tuple(
-        TextTask(Transformer(depth, initialization="scaled_residual")) for depth in (48, 12)
-    ),
+_SCALED_TEXT_SCREEN = replace(
+    _TEXT_SCREEN,
+    name="normfree-transformer-screen-scaled",
+    about="the same where 48 blocks do not explode at their start",
+    tasks=(TextTask(Transformer(48, initialization="scaled_residual")),),
     arms=tuple(replace(arm, first_rate=1e-4) if arm.name == "sgd" else arm for arm in _TEXT_ARMS),
 )
 
 
-def _text_screen(
-    experiment: Experiment, name: str, about: str, tasks: tuple[Task, ...]
-) -> Experiment:
-    """All arms in fewer steps and on fewer seeds."""
+def _longer(screen: Experiment, name: str, about: str, arms: Sequence[str]) -> Experiment:
+    """What a screen kept, on its first task, in more steps and on more seeds."""
     return replace(
-        experiment,
+        part_of(screen, arms),
         name=name,
         about=about,
-        tasks=tasks,
-        steps=500,
-        tuning_seeds=(100,),
-        reported_seeds=(0, 1, 2),
+        tasks=screen.tasks[:1],
+        steps=2000,
+        tuning_seeds=NORMFREE.tuning_seeds,
+        reported_seeds=NORMFREE.reported_seeds,
     )
 
+
+_TEXT = _longer(
+    _TEXT_SCREEN,
+    "normfree-transformer",
+    "which optimizer trains a decoder of 12 blocks without LayerNorm",
+    (
+        *("adamw", "clip_adamw", "clip_sgd", "clip_muon"),
+        *("stablegrad-adamw-fixed-d0.0-b1.0", "stablegrad-adamw-fixed-d0.0-b0.5"),
+        *("stablegrad-sgd-fixed-d0.0-b0.5", "stablegrad-muon-fixed-d0.0-b1.0"),
+        # What was chosen on residual classifiers.
+        "stablegrad-adamw-fixed-d0.9-b0.5-a0.0",
+    ),
+)
 
 # Ideas for SGD, which has the layers' norms in its steps, and for AdamW, which does not.
 _NORMFREE_VARIANTS = tuple(
@@ -518,6 +530,26 @@ _LIKE_AGC = (
         changed(_EQUAL_NORMS, "of_weights", "reference: RMS of the weights"),
         first_rate=1e-4,  # the weights' RMS is a fifth or so
     ),
+)
+
+# Each base optimizer alone and behind clipping, the rivals and the settings that did best where
+# gradients vanish and where they explode.
+_NORMFREE_DEEPER = tuple(
+    _for_classifiers(arm)
+    for arm in (
+        *(ARMS[name] for name in ("adamw", "adamw_eps", "clip_adamw", "z_normalized_adamw")),
+        *(ARMS[f"{name}_adamw"] for name in ("agc", "gradient_stabilizer")),
+        *(stablegrad_arm("adamw", decay=0.0, balance=balance) for balance in (1.0, 0.5)),
+        *(
+            stablegrad_arm("adamw", decay=0.9, attack=0.0, balance=balance)
+            for balance in (1.0, 0.5)
+        ),
+        *(ARMS[f"{name}_sgd"] for name in ("clip", "z_normalized", "agc", "block_normalized")),
+        stablegrad_arm("sgd", decay=0.0, balance=1.0),
+        _EQUAL_NORMS,
+        *(ARMS[name] for name in ("muon", "clip_muon")),
+        *(stablegrad_arm("muon", decay=0.0, balance=balance) for balance in (1.0, 0.5)),
+    )
 )
 
 _NORMFREE_ALL = tuple(dict.fromkeys((*_NORMFREE_TO_CONFIRM, *_MEMORY, *_NORMFREE_ARMS)))
@@ -677,6 +709,16 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         replace(
             NORMFREE,
+            name="normfree-deeper",
+            about="whether it holds with 150 layers, plain, and residual with GELU",
+            tasks=(
+                *_digits("plain 150"),
+                *_digits("residual 150", activation="gelu", initialization="quarter_variance"),
+            ),
+            arms=_NORMFREE_DEEPER,
+        ),
+        replace(
+            NORMFREE,
             name="normfree-scaled",
             about="whether it holds where 300 residual layers stay within float32",
             tasks=_digits("residual 150", "residual 300", initialization="quarter_variance"),
@@ -743,26 +785,24 @@ EXPERIMENTS: dict[str, Experiment] = {
             ),
             arms=tuple(arm for arm in _IMAGES.arms if arm.name in ("adamw", "sgd")),
         ),
-        _text_screen(
-            _TEXT,
-            "normfree-transformer-screen",
-            "which optimizers are worth a longer look at decoders without LayerNorm",
-            _TEXT.tasks,
-        ),
-        _text_screen(
-            _SCALED_TEXT,
-            "normfree-transformer-screen-scaled",
-            "the same where 48 blocks do not explode at their start",
-            _SCALED_TEXT.tasks[:1],
-        ),
+        _TEXT_SCREEN,
+        _SCALED_TEXT_SCREEN,
         _TEXT,
-        _SCALED_TEXT,
+        _longer(
+            _SCALED_TEXT_SCREEN,
+            "normfree-transformer-scaled",
+            "whether 48 blocks that do not explode at their start need an optimizer",
+            (
+                *("adamw", "clip_adamw", "stablegrad-adamw-fixed-d0.0-b1.0"),
+                *("muon", "clip_muon", "stablegrad-muon-fixed-d0.0-b0.5"),
+            ),
+        ),
         replace(
             _TEXT,
             name="normfree-transformer-layernorm",
             about="what the same decoders come to with LayerNorm",
             tasks=tuple(TextTask(Transformer(depth, layer_norm=True)) for depth in (12, 48)),
-            arms=(ARMS["adamw"], ARMS["clip_adamw"], replace(ARMS["sgd"], first_rate=1e-3)),
+            arms=(ARMS["adamw"],),
         ),
     )
 }

@@ -45,6 +45,7 @@ def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> No
         Results(EXPERIMENTS[f"normfree-transformer{name}"], folder)
         for name in ("", "-scaled", "-layernorm")
     )
+    layernorm_12, layernorm_48 = (layernorm.part([task]) for task in layernorm.experiment.tasks)
     tables = {"variants": results_table(variants), "confirm": results_table(confirm)}
     for shape, tasks in _by_shape(results).items():
         # A table and a picture for the networks of a shape.
@@ -60,14 +61,14 @@ def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> No
         draw_curves(learned, images / "normfree_curves.png")
     tables |= {"memory": score_tables(memory), "scaled": score_tables(scaled)}
     for name in (
-        *("gelu", "range", "muon", "like-agc"),
+        *("gelu", "deeper", "range", "muon", "like-agc"),
         *("transformer-screen", "transformer-screen-scaled"),
     ):
         tables[name] = score_tables(Results(EXPERIMENTS[f"normfree-{name}"], folder))
     for name, of_name, normalized, norm in (
         ("images", convnets, batchnorm, "BatchNorm"),
-        ("transformer", text, layernorm, "LayerNorm"),
-        ("scaled transformer", scaled_text, None, ""),
+        ("transformer", text, layernorm_12, "LayerNorm"),
+        ("scaled transformer", scaled_text, layernorm_48, "LayerNorm"),
     ):
         table = score_tables(of_name, normalized, norm)
         pictures = draw_networks(of_name, normalized, norm, images, name.replace(" ", "_"))
