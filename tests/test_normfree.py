@@ -1,11 +1,15 @@
 """The classifiers without normalization: their data, networks and task."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from benchmarks.normfree import starts
 from benchmarks.normfree.data import DATA, digits
 from benchmarks.normfree.networks import DeepNetwork
 from benchmarks.normfree.task import ClassificationTask
@@ -66,6 +70,33 @@ def test_300_residual_layers_stay_within_float32_with_a_quarter_of_the_variance(
         loss, (grads, _) = jax.jit(task.gradients)(task.init(jax.random.key(0)), jax.random.key(1))
         finite = [bool(jnp.all(jnp.isfinite(leaf))) for leaf in (loss, *jax.tree.leaves(grads))]
         assert all(finite) == fits
+
+
+def test_what_is_zero_or_not_finite_at_the_start_is_told_from_what_can_be_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def network(depth: int, **options: str) -> ClassificationTask:
+        return replace(TASK, network=DeepNetwork(depth, width=8, **options))
+
+    some = [network(3), network(300, shape="plain"), network(400)]
+    monkeypatch.setattr(starts, "tasks", lambda: iter(some))
+    (tmp_path / starts.NAME).write_text("not a record\n")  # of before, and written anew
+    starts.main(tmp_path)
+    *_, shallow, zero, overflown = starts.table(tmp_path).splitlines()
+    assert zero == "| digits, plain relu, depth 300 | 0 | 0 | 0 |"
+    assert overflown.count("not finite") == 3
+
+    _, logits, first, last = shallow.strip("| ").split(" | ")
+    params, inputs = some[0].init(jax.random.key(0)), jnp.asarray(digits().test_inputs)
+    of_seed = jnp.std(some[0].network.apply(params, inputs), axis=0).mean()
+    assert of_seed / 3 < float(logits) < of_seed * 3
+    assert 0 < float(first) < 1
+    assert 0 < float(last) < 1
+
+
+def test_the_gradient_of_gelu_is_no_number_where_the_square_of_its_input_overflows():
+    assert jax.grad(jax.nn.gelu)(1e19) == 1
+    assert np.isnan(jax.grad(jax.nn.gelu)(2e19))
 
 
 def test_gradients_are_those_of_the_cross_entropy_of_a_batch():

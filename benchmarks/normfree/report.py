@@ -8,6 +8,7 @@ import numpy as np
 
 from benchmarks.arms import Arm
 from benchmarks.experiments import EXPERIMENTS, NORMFREE
+from benchmarks.normfree import starts
 from benchmarks.normfree.pictures import Gathered, draw_by_depth, draw_curves, draw_scales, gather
 from benchmarks.normfree.task import TextTask
 from benchmarks.pages import fill, markdown
@@ -47,6 +48,7 @@ def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> No
     )
     layernorm_12, layernorm_48 = (layernorm.part([task]) for task in layernorm.experiment.tasks)
     tables = {"variants": results_table(variants), "confirm": results_table(confirm)}
+    tables["starts"] = starts.table(folder)
     for shape, tasks in _by_shape(results).items():
         # A table and a picture for the networks of a shape.
         part = results.part(tasks)
