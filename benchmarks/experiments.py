@@ -532,20 +532,16 @@ _LIKE_AGC = (
     ),
 )
 
-# Each base optimizer alone and behind clipping, the rivals and the settings that did best where
+# Each base optimizer alone or behind clipping, and the rivals and the settings that did best where
 # gradients vanish and where they explode.
 _NORMFREE_DEEPER = tuple(
     _for_classifiers(arm)
     for arm in (
         *(ARMS[name] for name in ("adamw", "adamw_eps", "clip_adamw", "z_normalized_adamw")),
         *(ARMS[f"{name}_adamw"] for name in ("agc", "gradient_stabilizer")),
-        *(stablegrad_arm("adamw", decay=0.0, balance=balance) for balance in (1.0, 0.5)),
-        *(
-            stablegrad_arm("adamw", decay=0.9, attack=0.0, balance=balance)
-            for balance in (1.0, 0.5)
-        ),
-        *(ARMS[f"{name}_sgd"] for name in ("clip", "z_normalized", "agc", "block_normalized")),
-        stablegrad_arm("sgd", decay=0.0, balance=1.0),
+        stablegrad_arm("adamw", decay=0.0, balance=1.0),
+        stablegrad_arm("adamw", decay=0.9, attack=0.0, balance=0.5),
+        *(ARMS[f"{name}_sgd"] for name in ("clip", "z_normalized", "block_normalized")),
         _EQUAL_NORMS,
         *(ARMS[name] for name in ("muon", "clip_muon")),
         *(stablegrad_arm("muon", decay=0.0, balance=balance) for balance in (1.0, 0.5)),
@@ -751,10 +747,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             NORMFREE,
             name="normfree-muon",
             about="whether scales that rise at once do better in front of Muon, too",
-            tasks=(
-                *_digits("residual 50", "residual 150"),
-                *_digits("residual 150", "residual 300", initialization="quarter_variance"),
-            ),
+            tasks=_digits("residual 50", "residual 150"),
             arms=(
                 *(
                     stablegrad_arm("muon", decay=0.9, attack=0.0, balance=balance)
@@ -767,11 +760,15 @@ EXPERIMENTS: dict[str, Experiment] = {
             NORMFREE,
             name="normfree-like-agc",
             about="what AGC has ahead of StableGrad with SGD on 150 layers",
-            tasks=(
-                *_digits("residual 150", "residual 50"),
-                *_digits("residual 150", "residual 300", initialization="quarter_variance"),
-            ),
+            tasks=_digits("residual 150", "residual 50"),
             arms=_LIKE_AGC,
+        ),
+        replace(
+            NORMFREE,
+            name="normfree-per-unit",
+            about="what a scale for each unit, or RMS, does on easier and deeper networks",
+            tasks=_digits("residual 150", "residual 300", initialization="quarter_variance"),
+            arms=tuple(arm for arm in _LIKE_AGC if arm.scaling in ("per_unit", "of_rms")),
         ),
         _IMAGES,
         replace(

@@ -63,7 +63,7 @@ def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> No
         draw_curves(learned, images / "normfree_curves.png")
     tables |= {"memory": score_tables(memory), "scaled": score_tables(scaled)}
     for name in (
-        *("gelu", "deeper", "range", "muon", "like-agc"),
+        *("gelu", "deeper", "range", "muon", "like-agc", "per-unit"),
         *("transformer-screen", "transformer-screen-scaled"),
     ):
         tables[name] = score_tables(Results(EXPERIMENTS[f"normfree-{name}"], folder))
