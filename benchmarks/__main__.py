@@ -16,7 +16,8 @@ from rich.console import Console
 
 from benchmarks import json_lines, records, runner
 from benchmarks.arguments import whole_number
-from benchmarks.experiments import EXPERIMENTS, Experiment, part_of, with_settings
+from benchmarks.experiment import Experiment, part_of, with_settings
+from benchmarks.experiments import EXPERIMENTS
 from benchmarks.interrupts import deferred_interrupt
 
 GOES_ON = (

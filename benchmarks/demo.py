@@ -25,9 +25,9 @@ from rich.table import Table
 
 from benchmarks import records
 from benchmarks.arguments import whole_number
-from benchmarks.experiments import DEMO
 from benchmarks.history import History, train
 from benchmarks.interrupts import deferred_interrupt
+from benchmarks.pinn.experiments import DEMO
 from benchmarks.pinn.networks import Network
 from benchmarks.pinn.problems import PROBLEMS
 from benchmarks.pinn.task import PinnTask

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks import json_lines
 from benchmarks.arms import Arm
-from benchmarks.experiments import Experiment
+from benchmarks.experiment import Experiment
 from benchmarks.training import Task
 
 FOLDER = Path(__file__).parent / "records"

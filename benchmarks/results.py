@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 
 from benchmarks import json_lines, records
 from benchmarks.arms import Arm
-from benchmarks.experiments import Experiment
+from benchmarks.experiment import Experiment
 from benchmarks.pages import markdown
 from benchmarks.records import Record
 from benchmarks.training import Cell, Task, Training

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from benchmarks import json_lines, records
 from benchmarks.arms import Arm
-from benchmarks.experiments import Experiment
+from benchmarks.experiment import Experiment
 from benchmarks.training import Cell, Chunk, Task, Training
 from benchmarks.versions import installed
 

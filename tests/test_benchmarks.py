@@ -34,14 +34,8 @@ from benchmarks.arms import (
 )
 from benchmarks.cost.training import ALL
 from benchmarks.demo import tuned_learning_rate
-from benchmarks.experiments import (
-    BY_DEPTH,
-    DEMO,
-    EXPERIMENTS,
-    Experiment,
-    tasks,
-    with_settings,
-)
+from benchmarks.experiment import Experiment, with_settings
+from benchmarks.experiments import EXPERIMENTS
 from benchmarks.history import History, train
 from benchmarks.interrupts import deferred_interrupt
 from benchmarks.normfree import report as normfree_report
@@ -56,6 +50,7 @@ from benchmarks.peers import (
     z_normalized,
 )
 from benchmarks.pinn import report
+from benchmarks.pinn.experiments import BY_DEPTH, DEMO, tasks
 from benchmarks.pinn.networks import Network
 from benchmarks.pinn.problems import PROBLEMS
 from benchmarks.pinn.task import PinnTask
@@ -661,7 +656,6 @@ def few_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_experiment_runs_and_its_report_builds(few_steps: Path, tmp_path: Path, monkeypatch):
     for name in REPORTED:
         monkeypatch.setitem(EXPERIMENTS, name, shortened(EXPERIMENTS[name]))
-    monkeypatch.setattr(normfree_report, "NORMFREE", EXPERIMENTS["normfree-depth"])
     for module in (report, normfree_report):
         page = tmp_path / module.PAGE.name
         page.write_text(module.PAGE.read_text())

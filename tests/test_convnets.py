@@ -25,7 +25,8 @@ from rich.console import Console
 from benchmarks import __main__ as program
 from benchmarks import json_lines, records, runner
 from benchmarks.arms import ARMS
-from benchmarks.experiments import EXPERIMENTS, Experiment, with_settings
+from benchmarks.experiment import Experiment, with_settings
+from benchmarks.experiments import EXPERIMENTS
 from benchmarks.normfree import report
 from benchmarks.normfree.batches import batches, moved
 from benchmarks.normfree.convnets import NETWORKS, ConvNet, is_stacked

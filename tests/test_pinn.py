@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.experiments import tasks
 from benchmarks.pinn.derivatives import jet_of
+from benchmarks.pinn.experiments import tasks
 from benchmarks.pinn.networks import ACTIVATIONS, Network
 from benchmarks.pinn.problems import (
     BURGERS_VISCOSITY,

@@ -13,7 +13,7 @@ import optax
 from benchmarks.arms import ARMS, Arm, stablegrad_arm
 from benchmarks.cost.times import in_turn
 from benchmarks.demo import DEFAULT_TASK
-from benchmarks.experiments import BY_DEPTH
+from benchmarks.pinn.experiments import BY_DEPTH
 from benchmarks.pinn.task import PinnTask
 
 STEPS, WARMUP, TURNS = 20, 2, 40

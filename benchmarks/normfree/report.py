@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.arms import Arm
-from benchmarks.experiments import EXPERIMENTS, NORMFREE
+from benchmarks.experiments import EXPERIMENTS
 from benchmarks.normfree import starts
 from benchmarks.normfree.pictures import Gathered, draw_by_depth, draw_curves, draw_scales, gather
 from benchmarks.normfree.task import TextTask
@@ -37,10 +37,12 @@ BY_LAYER = (
 
 def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> None:
     """Put the tables into the page, and draw the pictures."""
-    results = Results(NORMFREE, folder)
-    variants, confirm, memory, scaled, convnets, batchnorm = (
+    results, variants, confirm, memory, scaled, convnets, batchnorm = (
         Results(EXPERIMENTS[f"normfree-{name}"], folder)
-        for name in ("variants", "confirm", "memory", "scaled", "images", "images-batchnorm")
+        for name in (
+            *("depth", "variants", "confirm", "memory", "scaled"),
+            *("images", "images-batchnorm"),
+        )
     )
     text, scaled_text, layernorm = (
         Results(EXPERIMENTS[f"normfree-transformer{name}"], folder)
