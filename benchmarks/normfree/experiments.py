@@ -140,6 +140,7 @@ _TEXT_ARMS = tuple(
         *(stablegrad_arm("muon", decay=0.0, balance=balance) for balance in (1.0, 0.5)),
         *(ARMS[f"gradient_stabilizer_{base}"] for base in ("adamw", "sgd")),
         *(ARMS[name] for name in ("agc_adamw", "novograd", "lamb", "adamw_eps")),
+        *(ARMS[f"{name}_adamw"] for name in ("block_rms", "block_normalized", "z_normalized")),
     )
 )
 
@@ -180,9 +181,8 @@ _TEXT = _longer(
     "normfree-transformer",
     "which optimizer trains a decoder of 12 blocks without LayerNorm",
     (
-        *("adamw", "clip_adamw", "clip_sgd", "clip_muon"),
-        *("stablegrad-adamw-fixed-d0.0-b1.0", "stablegrad-adamw-fixed-d0.0-b0.5"),
-        *("stablegrad-sgd-fixed-d0.0-b0.5", "stablegrad-muon-fixed-d0.0-b1.0"),
+        *("adamw", "clip_adamw", "stablegrad-adamw-fixed-d0.0-b1.0"),
+        *("clip_sgd", "stablegrad-sgd-fixed-d0.0-b0.5"),
         # What was chosen on residual classifiers.
         "stablegrad-adamw-fixed-d0.9-b0.5-a0.0",
     ),
@@ -380,11 +380,8 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     _longer(
         _SCALED_TEXT_SCREEN,
         "normfree-transformer-scaled",
-        "whether 48 blocks that do not explode at their start need an optimizer",
-        (
-            *("adamw", "clip_adamw", "stablegrad-adamw-fixed-d0.0-b1.0"),
-            *("muon", "clip_muon", "stablegrad-muon-fixed-d0.0-b0.5"),
-        ),
+        "whether 48 blocks that do not explode at their start gain from more than AdamW",
+        ("adamw", "clip_adamw", "stablegrad-adamw-fixed-d0.0-b1.0", "lamb"),
     ),
     replace(
         _TEXT,
