@@ -372,7 +372,11 @@ class Training:
         def scale(part: str, kernel: jax.Array) -> jax.Array:
             if part not in self.task.stacked:
                 kernel = kernel[:, None]
-            return jnp.std(kernel, axis=tuple(range(2, kernel.ndim)))
+            within = tuple(range(2, kernel.ndim))
+            # Of the largest entry, for the squares of large and small ones leave float32's range.
+            peak = jnp.max(jnp.abs(kernel), axis=within, keepdims=True)
+            unit = jnp.where(peak > 0, peak, 1)
+            return jnp.std(kernel / unit, axis=within) * jnp.squeeze(unit, within)
 
         leaves = jax.tree.leaves_with_path(grads)
         return jnp.concatenate(

@@ -41,6 +41,7 @@ from benchmarks.interrupts import deferred_interrupt
 from benchmarks.normfree import report as normfree_report
 from benchmarks.normfree.networks import DeepNetwork
 from benchmarks.normfree.pictures import draw_curves
+from benchmarks.normfree.task import ClassificationTask
 from benchmarks.peers import (
     block_normalized,
     block_normalized_in_range,
@@ -369,6 +370,16 @@ def test_the_recorded_scales_are_those_of_the_transform(histories: dict[str, His
     np.testing.assert_array_equal(untouched.scale_before, untouched.scale_after)
     np.testing.assert_allclose(scaled.scale_before[0], untouched.scale_before[0], rtol=1e-4)
     np.testing.assert_allclose(scaled.scale_after[0], 1, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", ["plain", "residual"])
+def test_scales_whose_squares_leave_float32_are_recorded(shape: str):
+    task = ClassificationTask("digits", DeepNetwork(150, width=16, shape=shape), batch=8)
+    (chunk, _), *_ = Training(task, (Cell(ARMS["sgd"], 1e-30, 0),), 1).chunks()
+    scales = chunk.scale_before[0, 0]
+    assert np.all(np.isfinite(scales))
+    assert np.all(scales > 0)
+    assert np.any(scales < 1e-23) if shape == "plain" else np.any(scales > 1e19)
 
 
 def test_the_scale_of_an_update_is_that_of_the_step_that_sgd_takes():

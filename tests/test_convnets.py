@@ -29,7 +29,7 @@ from benchmarks.experiment import Experiment, with_settings
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.normfree import report
 from benchmarks.normfree.batches import batches, moved
-from benchmarks.normfree.convnets import NETWORKS, ConvNet, is_stacked
+from benchmarks.normfree.convnets import INITIALIZATIONS, NETWORKS, ConvNet, is_stacked
 from benchmarks.normfree.convolutions import convolve
 from benchmarks.normfree.data import CIFAR100, DATA, FASHION_MNIST, cifar100, digits, fashion_mnist
 from benchmarks.normfree.task import ConvolutionTask
@@ -79,13 +79,17 @@ def test_the_network_without_batch_norm_lacks_its_layers_and_nothing_else(name: 
 
 
 @EACH_NETWORK
-def test_the_start_is_flax_s_default(name: str):
-    params = jax.jit(lambda key: ConvNet(name, 0.25, batch_norm=True).init(key, 3, 100))(KEY)
+@pytest.mark.parametrize("start", INITIALIZATIONS)
+def test_the_start_is_flax_s_default_or_torchvision_s(name: str, start: str):
+    network = ConvNet(name, 0.25, batch_norm=True, initialization=start)
+    params = jax.jit(lambda key: network.init(key, 3, 100))(KEY)
     for path, leaf in jax.tree.leaves_with_path(params):
         kind = path[-1].key
         if kind == "kernel":
-            fan_in = np.prod(leaf.shape[is_stacked(path[0].key) : -1])
-            z = np.asarray(leaf) * np.sqrt(fan_in)
+            *window, inputs, outputs = leaf.shape[is_stacked(path[0].key) :]
+            of_outputs = window and start == "he_fan_out"
+            variance = (2 / outputs if of_outputs else 1 / inputs) / np.prod(window)
+            z = np.asarray(leaf) / np.sqrt(variance)
             assert np.mean(z**2) == pytest.approx(1, abs=4 * np.sqrt(2 / z.size))
             assert np.abs(z).max() <= 2 / 0.8796
         else:
@@ -118,12 +122,16 @@ def test_products_of_shifted_images_are_a_convolution(
 
 
 @pytest.mark.parametrize(
-    ("name", "batch_norm"),
-    # EfficientNetV2-S with BatchNorm takes long to compile; below it is evaluated.
-    [("resnet50", False), ("resnet50", True), ("efficientnetv2s", False)],
+    ("name", "width", "batch_norm"),
+    [
+        ("resnet50", 1, False),
+        ("resnet50", 0.125, True),
+        ("efficientnetv2s", 1, False),
+        ("efficientnetv2s", 0.125, True),
+    ],
 )
-def test_steps_are_finite_and_move_every_parameter(name: str, batch_norm: bool):
-    task = ConvolutionTask("digits", ConvNet(name, 0.125, batch_norm), batch=8, evaluated=8)
+def test_steps_are_finite_and_move_every_parameter(name: str, width: float, batch_norm: bool):
+    task = ConvolutionTask("digits", ConvNet(name, width, batch_norm), batch=8, evaluated=8)
     batches = task.batches(0, range(3))
     gradients = jax.jit(task.gradients)
     params = jax.tree.map(np.asarray, jax.jit(task.init)(KEY))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 NETWORKS = ("resnet50", "efficientnetv2s")
+INITIALIZATIONS = ("lecun", "he_fan_out")
 TRUNCATED_STD = 0.87962566103423978
 """Of a standard normal variable that is cut off at -2 and 2."""
 
@@ -25,18 +26,26 @@ class ConvNet:
         width: Factor of the width of every layer; 1 is the published network.
         batch_norm: Whether it has its BatchNorm layers. They are what it lacks otherwise, and all
             it lacks.
+        initialization: Of the kernels, cut-off normals: ``"lecun"``, Flax's default, with a
+            variance of 1 / fan_in, or ``"he_fan_out"``, torchvision's, of 2 / fan_out for
+            convolutions.
     """
 
     name: str
     width: float = 0.125
     batch_norm: bool = False
+    initialization: str = "lecun"
 
     def __post_init__(self) -> None:
-        if self.name not in NETWORKS:
-            raise ValueError(f"there is no network {self.name!r}: choose of {NETWORKS}")
+        for given, known in (
+            (self.name, NETWORKS),
+            (self.initialization, INITIALIZATIONS),
+        ):
+            if given not in known:
+                raise ValueError(f"there is no network {given!r}: choose of {known}")
 
     def init(self, key: jax.Array, channels: int, classes: int) -> Params:
-        """Flax's default: kernels are ``lecun_normal``, biases 0 and the scales of norms 1.
+        """Kernels as named, biases 0 and the scales of norms 1.
 
         All kernels are cut from one draw: a draw for each takes a minute to compile.
         """
@@ -49,8 +58,11 @@ class ConvNet:
         def start(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
             if path[-1].key != "kernel":
                 return jnp.full(leaf.shape, float(path[-1].key == "scale"))
-            fan_in = math.prod(leaf.shape[is_stacked(path[0].key) : -1])
-            return next(pieces).reshape(leaf.shape) / math.sqrt(fan_in)
+            *window, inputs, outputs = leaf.shape[is_stacked(path[0].key) :]
+            variance = 1 / math.prod((*window, inputs))
+            if window and self.initialization == "he_fan_out":
+                variance = 2 / math.prod((*window, outputs))
+            return next(pieces).reshape(leaf.shape) * math.sqrt(variance)
 
         return jax.tree.map_with_path(start, shapes)
 

@@ -365,6 +365,24 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     _IMAGES,
     replace(
         _IMAGES,
+        name="normfree-images-he",
+        about="whether ResNet-50 needs more from torchvision's start, with which gradients grow",
+        tasks=(
+            ConvolutionTask(
+                "fashion_mnist", ConvNet("resnet50", initialization="he_fan_out"), batch=32
+            ),
+        ),
+        arms=tuple(
+            arm
+            for arm in _IMAGES.arms
+            if arm.scaling in ("none", "clip", "stablegrad")
+            and arm.base in ("adamw", "adamw_eps", "sgd", "muon")
+            and dict(arm.numbers).get("balance") != 0
+            and "attack" not in dict(arm.numbers)
+        ),
+    ),
+    replace(
+        _IMAGES,
         name="normfree-images-batchnorm",
         about="what the same networks come to with BatchNorm",
         tasks=tuple(

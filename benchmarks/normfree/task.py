@@ -136,18 +136,22 @@ class ConvolutionTask(_ImageTask):
         """The task in a few words."""
         network = self.network
         norm = " with BatchNorm" * network.batch_norm
-        return f"{self.data}, {network.name}{norm}, width {network.width:g}"
+        start = network.initialization.replace("_", "-")
+        kind = f"{network.name}{norm}" + f", {start}" * (start != "lecun")
+        return f"{self.data}, {kind}, width {network.width:g}"
 
     def describe(self) -> dict[str, Any]:
-        """What identifies the task in a record."""
+        """What identifies the task in a record; those from Flax's default start do not name it."""
+        network = self.network
+        named = {"initialization": network.initialization}
         return {
             "data": self.data,
-            "network": self.network.name,
-            "batch_norm": self.network.batch_norm,
-            "width": self.network.width,
+            "network": network.name,
+            "batch_norm": network.batch_norm,
+            "width": network.width,
             "batch": self.batch,
             "evaluated": self.evaluated,
-        }
+        } | (named if network.initialization != "lecun" else {})
 
     def init(self, key: jax.Array) -> Params:
         """The network's parameters."""
