@@ -235,12 +235,23 @@ def layer_order(task: Task) -> list[int]:
     return sorted(range(len(places)), key=places.__getitem__)
 
 
+def _has_blocks(task: Task) -> bool:
+    """Whether a stack of the network has several kernels in each of its blocks."""
+    leaves = jax.tree.leaves_with_path(jax.eval_shape(task.init, jax.random.key(0)))
+    parts = [path[0].key for path, _ in leaves if path[-1].key == "kernel"]
+    return any(parts.count(part) > 1 for part in task.stacked)
+
+
 SCALES = {"scale_curve": "gradient", "update_curve": "update"}
 """What is recorded by layer over a run; records of before lack the second."""
 
 
 def draw_scales_over_time(results: Results, task: Task, arms: Sequence[Arm], path: Path) -> None:
-    """The std of gradients, before any transform, and of updates by layer, at several steps."""
+    """The std of gradients, before any transform, and of updates by layer, at several steps.
+
+    Lines where layers are alike, and dots where a block has several kinds of them. The last step's
+    update, at a learning rate of nearly 0, is left out.
+    """
     found = [results.reported(task, arm) for arm in arms]
     rows = [name for name in SCALES if all(name in record for record in found)]
     figure, axes = plt.subplots(
@@ -255,13 +266,15 @@ def draw_scales_over_time(results: Results, task: Task, arms: Sequence[Arm], pat
     what = "std by layer, of gradients before any transform, median of seeds"
     figure.suptitle(f"{task.title}\n{what}", fontsize=10)
     order = layer_order(task)
+    line = {"linestyle": "", "marker": ".", "markersize": 3} if _has_blocks(task) else {}
     for column, arm, record in zip(axes.T, arms, found, strict=True):
         shades = plt.colormaps["viridis"](np.linspace(0, 0.9, len(record["scale_steps"])))
         for ax, name in zip(column, rows, strict=True):
             curves = np.array(record[name], float)[:, order]
-            for step, scales, shade in zip(record["scale_steps"], curves, shades, strict=True):
+            shown = list(zip(record["scale_steps"], curves, shades, strict=True))
+            for step, scales, shade in shown[:-1] if name == "update_curve" else shown:
                 layers = np.arange(1, len(scales) + 1)
-                ax.plot(layers, scales, color=shade, label=f"step {step + 1}")
+                ax.plot(layers, scales, color=shade, label=f"step {step + 1}", **line)
             ax.set(yscale="log")
             ax.grid(alpha=0.25)
         median = np.median(results.errors(task, arm))

@@ -83,15 +83,13 @@ def test_what_is_zero_or_not_finite_at_the_start_is_told_from_what_can_be_traine
     (tmp_path / starts.NAME).write_text("not a record\n")  # of before, and written anew
     starts.main(tmp_path)
     *_, shallow, zero, overflown = starts.table(tmp_path).splitlines()
-    assert zero == "| digits, plain relu, depth 300 | 0 | 0 | 0 |"
+    # Nothing of an image is left: a guess, which no kernel can change.
+    assert zero == "| digits, plain relu, depth 300 | 2.3 | 0 | 0 |"
     assert overflown.count("not finite") == 3
 
-    _, logits, first, last = shallow.strip("| ").split(" | ")
-    params, inputs = some[0].init(jax.random.key(0)), jnp.asarray(digits().test_inputs)
-    of_seed = jnp.std(some[0].network.apply(params, inputs), axis=0).mean()
-    assert of_seed / 3 < float(logits) < of_seed * 3
-    assert 0 < float(first) < 1
-    assert 0 < float(last) < 1
+    _, loss, smallest, largest = shallow.strip("| ").split(" | ")
+    assert 1 < float(loss) < 10
+    assert 0 < float(smallest) < float(largest) < 1
 
 
 def test_the_gradient_of_gelu_is_no_number_where_the_square_of_its_input_overflows():

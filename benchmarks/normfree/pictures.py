@@ -26,11 +26,16 @@ HIGHLIGHTED = (
     *("clip_sgd", "gradient_stabilizer_sgd"),
     *("stablegrad-sgd-fixed-d0.0-b1.0", "stablegrad-sgd-fixed-d0.9-b1.0-a0.0-norm"),
     *("clip_muon", "stablegrad-muon-fixed-d0.0-b0.5"),
-    "stablegrad-adamw-fixed-d0.0-b1.0",
+    *("stablegrad-adamw-fixed-d0.0-b1.0", "agc_sgd"),
+    *("adamw", "sgd", "muon"),
 )
 """The arms whose lines have a colour: of each base two rivals, and StableGrad without and with
-attack; of Muon one each; and the defaults. The lines of others are grey."""
-COLOURS = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "navy", "C9", "gold")
+attack; of Muon one each; the defaults; AGC with SGD; and the bases alone, which are dark. The lines
+of others are pale."""
+COLOURS = (
+    *("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "navy", "C9", "gold", "magenta"),
+    *["dimgrey"] * 3,
+)
 
 THE_SAME = {
     "compressor-adamw-a0-r0.9-b0.5-n0": "stablegrad-adamw-fixed-d0.9-b0.5-a0.0",
@@ -59,7 +64,10 @@ def gather(experiments: Sequence[Results]) -> Gathered:
 
 
 def draw_by_depth(gathered: Gathered, path: Path) -> None:
-    """Accuracy against depth, an axes for each kind of network; what diverged counts as a guess."""
+    """Accuracy against depth, an axes for each kind of network that has more than one.
+
+    What diverged counts as a guess.
+    """
     lines: dict[str, dict[Arm, dict[int, float]]] = {}
     for task, found in gathered.items():
         kind = task.title.rpartition(", depth ")[0]
@@ -67,10 +75,15 @@ def draw_by_depth(gathered: Gathered, path: Path) -> None:
         for arm, record in found.items():
             error = np.median(np.minimum(errors(record), task.unlearned))
             of_kind.setdefault(arm, {})[task.describe()["depth"]] = 1 - float(error)
-    figure, axes = _axes(1, len(lines))
-    for ax, (kind, of_kind) in zip(axes[0], lines.items(), strict=True):
-        _draw_lines(ax, {arm: _sorted(line) for arm, line in of_kind.items()})
-        depths = sorted({depth for line in of_kind.values() for depth in line})
+    depths_of = {
+        kind: sorted({depth for line in of_kind.values() for depth in line})
+        for kind, of_kind in lines.items()
+    }
+    kinds = [kind for kind, depths in depths_of.items() if len(depths) > 1] or list(lines)
+    figure, axes = _axes(1, len(kinds))
+    for ax, kind in zip(axes[0], kinds, strict=True):
+        depths = depths_of[kind]
+        _draw_lines(ax, {arm: _sorted(line) for arm, line in lines[kind].items()})
         ax.set(title=kind, xlabel="depth", xscale="log")
         ax.title.set_fontsize(9)
         ax.set_xticks(depths, [str(depth) for depth in depths])
@@ -149,7 +162,7 @@ def _sorted(line: Mapping[int, float]) -> Line:
 
 
 def _draw_lines(ax: Axes, lines: Mapping[Arm, Line]) -> None:
-    """Those that are highlighted in colours over the grey others."""
+    """Those that are highlighted in colours over the pale others."""
     for arm, line in lines.items():
         if arm.name not in HIGHLIGHTED:
             ax.plot(*line, color="lightgrey", linewidth=1, marker=".", markersize=3)

@@ -37,10 +37,10 @@ BY_LAYER = (
 
 def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> None:
     """Put the tables into the page, and draw the pictures."""
-    results, variants, confirm, memory, scaled, convnets, batchnorm = (
+    results, variants, confirm, memory, scaled, gelu, deeper, convnets, batchnorm = (
         Results(EXPERIMENTS[f"normfree-{name}"], folder)
         for name in (
-            *("depth", "variants", "confirm", "memory", "scaled"),
+            *("depth", "variants", "confirm", "memory", "scaled", "gelu", "deeper"),
             *("images", "images-batchnorm"),
         )
     )
@@ -60,16 +60,18 @@ def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> No
         arms = results.among(tasks[0], BY_LAYER)
         draw_scales_over_time(results, tasks[0], arms, images / f"normfree_{shape}_layers.png")
     gathered = gather((results, confirm, memory, variants))
-    draw_by_depth(gathered | gather((scaled,)), images / "normfree_depths.png")
+    draw_by_depth(gathered | gather((scaled, deeper)), images / "normfree_depths.png")
     if learned := _learned(gathered):
         draw_curves(learned, images / "normfree_curves.png")
-    tables |= {"memory": score_tables(memory), "scaled": score_tables(scaled)}
     for name in (
-        *("gelu", "deeper", "range", "muon", "like-agc", "per-unit"),
+        *("memory", "range", "muon", "like-agc", "per-unit", "images-he"),
         *("transformer-screen", "transformer-screen-scaled"),
     ):
         tables[name] = score_tables(Results(EXPERIMENTS[f"normfree-{name}"], folder))
     for name, of_name, normalized, norm in (
+        ("scaled", scaled, None, ""),
+        ("gelu", gelu, None, ""),
+        ("deeper", deeper, None, ""),
         ("images", convnets, batchnorm, "BatchNorm"),
         ("transformer", text, layernorm_12, "LayerNorm"),
         ("scaled transformer", scaled_text, layernorm_48, "LayerNorm"),
@@ -123,7 +125,8 @@ def draw_networks(
     for task in shown:
         if arms := results.among(task, BY_LAYER):
             described = task.describe()
-            network = f"{described['network']}{described.get('depth', '')}"
+            kind = described.get("network") or f"{described['shape']}_{described['activation']}"
+            network = f"{kind}{described.get('depth', '')}"
             layers = f"normfree_{name}_{network}_layers.png"
             draw_scales_over_time(results, task, arms, images / layers)
             pictures.append(f"![Gradients and updates by layer, {task.title}](images/{layers})")

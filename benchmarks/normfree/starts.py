@@ -1,8 +1,8 @@
-"""What float32 holds of deep networks at their start: python -m benchmarks.normfree.starts.
+"""What float32 holds of the networks at their start: python -m benchmarks.normfree.starts.
 
-Measures, of fully connected networks before any step, how far the logits of the test images are
-apart, and the gradient's standard deviation in the first and the last hidden kernel. Where these
-are zero or not numbers, no scaling of gradients trains the network.
+Measures, before any step, the loss of a batch and the gradient's standard deviation in the layers
+with the smallest and the largest one. Where these are zero or not numbers, no scaling of gradients
+trains the network; where they are below Adam's eps, its steps shrink with them.
 """
 
 from collections.abc import Iterator
@@ -11,55 +11,61 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import json_lines
+from benchmarks.normfree.convnets import INITIALIZATIONS, NETWORKS, ConvNet
 from benchmarks.normfree.networks import DeepNetwork
-from benchmarks.normfree.task import ClassificationTask
+from benchmarks.normfree.task import ClassificationTask, ConvolutionTask, TextTask
+from benchmarks.normfree.transformer import Transformer
 from benchmarks.pages import markdown
 from benchmarks.records import FOLDER
+from benchmarks.training import HostFed, Task
 from benchmarks.versions import installed
 
 NAME = "normfree-starts.jsonl"
 SEEDS = tuple(range(5))
 
 
-def tasks() -> Iterator[ClassificationTask]:
-    """The digits with every network, from the starts that the experiments have."""
+def tasks() -> Iterator[Task]:
+    """Every network without normalization, from the starts that the experiments have."""
     starts = (("plain", "lecun"), ("residual", "lecun"), ("residual", "quarter_variance"))
     for activation, (shape, start), depth in product(("relu", "gelu"), starts, (50, 150, 300)):
         network = DeepNetwork(depth, shape=shape, activation=activation, initialization=start)
         yield ClassificationTask("digits", network)
+    for name, start in product(NETWORKS, INITIALIZATIONS):
+        yield ConvolutionTask("fashion_mnist", ConvNet(name, initialization=start), batch=32)
+    for start, depth in product(("lecun", "scaled_residual"), (12, 48)):
+        yield TextTask(Transformer(depth, initialization=start))
 
 
-def measure(task: ClassificationTask) -> dict[str, Any]:
-    """The medians over the seeds, null where a seed's value is not finite.
+def measure(task: Task) -> dict[str, Any]:
+    """The loss, and the smallest and the largest std of a layer's kernel gradient.
 
-    Returns:
-        ``logits``, the std over the test images, the classes' means taken off, and ``gradients``,
-        the std of the first and of the last hidden kernel's.
+    They are the medians over the seeds, null where that is not finite.
     """
-    inputs = jnp.asarray(task.images.test_inputs)
+    init, gradients = jax.jit(task.init), jax.jit(task.gradients)
 
-    @jax.jit
-    @jax.vmap
-    def at_start(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        params = task.init(key)
-        _, (grads, _) = task.gradients(params, jax.random.fold_in(key, 1))
-        kernels = grads["hidden"]["kernel"]
-        return task.network.apply(params, inputs), kernels[jnp.array([0, -1])]
+    def of_seed(seed: int) -> tuple[float, float, float]:
+        key = jax.random.key(seed)
+        data: Any = jax.random.fold_in(key, 1)
+        if isinstance(task, HostFed):
+            data = jax.tree.map(lambda leaf: leaf[0], task.batches(seed, [0]))
+        loss, (grads, _) = gradients(init(key), data)
+        scales = np.concatenate([*_scales(task, grads)])
+        return float(loss), scales.min(), scales.max()
 
-    logits, kernels = (
-        np.asarray(values, np.float64)  # whose squares do not overflow
-        for values in at_start(jnp.stack([jax.random.key(seed) for seed in SEEDS]))
-    )
-    with np.errstate(invalid="ignore"):  # of an infinity's distance to infinity
-        spread = (logits - logits.mean(axis=1, keepdims=True)).std(axis=(1, 2))
-        return {
-            "logits": _finite(np.median(spread)),
-            "gradients": [_finite(g) for g in np.median(kernels.std(axis=(2, 3)), axis=0)],
-        }
+    loss, smallest, largest = np.median([of_seed(seed) for seed in SEEDS], axis=0)
+    return {"loss": _finite(loss), "gradients": [_finite(smallest), _finite(largest)]}
+
+
+def _scales(task: Task, grads: Any) -> Iterator[np.ndarray]:
+    """The std of each layer's kernel gradient, an array for each kernel or stack of them."""
+    for path, leaf in jax.tree.leaves_with_path(grads):
+        if path[-1].key == "kernel":
+            kernels = np.asarray(leaf, np.float64)  # in which squares do not overflow
+            blocks = len(kernels) if path[0].key in task.stacked else 1
+            yield kernels.reshape(blocks, -1).std(axis=1)
 
 
 def _finite(value: float) -> float | None:
@@ -72,13 +78,12 @@ def table(folder: Path = FOLDER) -> str:
     def shown(value: float | None) -> str:
         return "not finite" if value is None else f"{value:.2g}"
 
-    head = ("network at its start", "std of logits", "of gradients, first hidden kernel", "last")
+    head = ("network at its start", "loss", "gradient std, smallest layer", "largest layer")
     found = json_lines.read(folder / NAME)
     rows: list[list[str]] = []
     for task in tasks():
         if record := json_lines.find(found, {"task": task.describe()}):
-            values = (record["logits"], *record["gradients"])
-            rows.append([task.title, *map(shown, values)])
+            rows.append([task.title, *map(shown, (record["loss"], *record["gradients"]))])
     return markdown(head, rows)
 
 
