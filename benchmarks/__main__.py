@@ -43,7 +43,8 @@ def _list(options: argparse.Namespace, console: Console) -> int:
     for experiment in EXPERIMENTS.values():
         recorded, wanted = records.progress(experiment, options.records)
         name = f"{experiment.name:<{widest}}"
-        console.print(f"{name} {recorded:>5} of {wanted:<5} {experiment.about}")
+        hours = f"{records.hours(experiment, options.records):.1f} h"
+        console.print(f"{name} {recorded:>5} of {wanted:<5} {hours:>6}  {experiment.about}")
     return 0
 
 

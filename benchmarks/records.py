@@ -47,6 +47,19 @@ def progress(experiment: Experiment, folder: Path = FOLDER) -> tuple[int, int]:
     return sum(json_lines.find(known, one) is not None for one in wanted), len(wanted)
 
 
+def hours(experiment: Experiment, folder: Path = FOLDER) -> float:
+    """How long the training of all that is recorded took, compilation apart.
+
+    What was trained together has the same time in each of its records, and counts once.
+    """
+    batches = {
+        (str(record["task"]), str(record["seeds"]), record.get("command"), record.get("seconds", 0))
+        for record in read(experiment, folder)
+        if "seeds" in record
+    }
+    return sum(seconds for *_, seconds in batches) / 3600
+
+
 def cell(experiment: Experiment, task: Task, arm: Arm, seeds: Sequence[int]) -> Record:
     """What identifies a record; that of a sweep has its learning rates."""
     identity = {

@@ -815,6 +815,12 @@ def test_the_command_lists_runs_and_goes_on(tiny_is_known, tmp_path, capsys):
     assert "tiny: parabola" in text
     assert "nothing lacks" not in text
     assert "tiny: nothing lacks, all 6 are recorded" in command("run", "tiny")[1]
+    # Arms that were trained together, twice for a sweep and once for what is reported of it.
+    for took in ({"seconds": 1800.0}, {"seconds": 1800.0}, {"seconds": 900.0}):
+        other = {"task": {"problem": "other"}, "seeds": [0], **took}
+        json_lines.append(records.path_of(tiny_is_known, tmp_path), other)
+    (line,) = (line for line in command("list")[1].split("\n") if line.startswith("tiny "))
+    assert line.split()[4:6] == ["0.8", "h"]
     # Of another setting, and not part of the experiment as it is.
     json_lines.append(records.path_of(tiny_is_known, tmp_path), {"task": {"problem": "other"}})
     assert any(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from stablegrad_optax import activation_aware
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "gelu": jax.nn.gelu,
+    "exact_gelu": partial(jax.nn.gelu, approximate=False),
 }
 INITIALIZATIONS: dict[str, Callable[[Callable[[jax.Array], jax.Array]], Any]] = {
     "lecun": lambda activation: lecun_normal(),

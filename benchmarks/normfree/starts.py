@@ -30,7 +30,12 @@ SEEDS = tuple(range(5))
 def tasks() -> Iterator[Task]:
     """Every network without normalization, from the starts that the experiments have."""
     starts = (("plain", "lecun"), ("residual", "lecun"), ("residual", "quarter_variance"))
-    for activation, (shape, start), depth in product(("relu", "gelu"), starts, (50, 150, 300)):
+    networks = [
+        *product(("relu", "gelu"), starts, (50, 150, 300)),
+        # Where the gradient of the approximation by tanh is not a number.
+        *(("exact_gelu", *rest) for rest in zip(starts[1:], (150, 300), strict=True)),
+    ]
+    for activation, (shape, start), depth in networks:
         network = DeepNetwork(depth, shape=shape, activation=activation, initialization=start)
         yield ClassificationTask("digits", network)
     for name, start in product(NETWORKS, INITIALIZATIONS):
