@@ -111,6 +111,7 @@ _IMAGES = Experiment(
                 for balance in (0.5, 1.0)
             ),
             _EQUAL_NORMS,
+            *(stablegrad_arm("muon", decay=0.0, balance=balance) for balance in (0.5, 1.0)),
         )
     ),
     steps=600,
@@ -372,14 +373,16 @@ EXPERIMENTS: tuple[Experiment, ...] = (
                 "fashion_mnist", ConvNet("resnet50", initialization="he_fan_out"), batch=32
             ),
         ),
-        arms=tuple(
-            arm
-            for arm in _IMAGES.arms
-            if arm.scaling in ("none", "clip", "stablegrad")
-            and arm.base in ("adamw", "adamw_eps", "sgd", "muon")
-            and dict(arm.numbers).get("balance") != 0
-            and "attack" not in dict(arm.numbers)
-        ),
+        arms=part_of(
+            _IMAGES,
+            (
+                *("adamw", "adamw_eps", "clip_adamw", "sgd", "clip_sgd"),
+                *(
+                    f"stablegrad-{base}-fixed-d0.0-b{balance}"
+                    for base, balance in product(("adamw", "sgd"), (0.5, 1.0))
+                ),
+            ),
+        ).arms,
     ),
     replace(
         _IMAGES,
