@@ -165,7 +165,7 @@ _SCALED_TEXT_SCREEN = replace(
 
 
 def _longer(screen: Experiment, name: str, about: str, arms: Sequence[str]) -> Experiment:
-    """What a screen kept, on its first task, in more steps and on more seeds."""
+    """Some arms of a screen, on its first task, in more steps and on more seeds."""
     return replace(
         part_of(screen, arms),
         name=name,
@@ -183,7 +183,6 @@ _TEXT = _longer(
     "which optimizer trains a decoder of 12 blocks without LayerNorm",
     (
         *("adamw", "clip_adamw", "stablegrad-adamw-fixed-d0.0-b1.0"),
-        *("clip_sgd", "stablegrad-sgd-fixed-d0.0-b0.5"),
         # What was chosen on residual classifiers.
         "stablegrad-adamw-fixed-d0.9-b0.5-a0.0",
     ),
@@ -401,8 +400,8 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     _longer(
         _SCALED_TEXT_SCREEN,
         "normfree-transformer-scaled",
-        "whether 48 blocks that do not explode at their start gain from more than AdamW",
-        ("adamw", "clip_adamw", "stablegrad-adamw-fixed-d0.0-b1.0", "lamb"),
+        "whether 48 blocks that do not explode at their start need anything in front of AdamW",
+        ("adamw", "clip_adamw", "stablegrad-adamw-fixed-d0.0-b1.0"),
     ),
     replace(
         _TEXT,
