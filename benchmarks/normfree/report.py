@@ -57,8 +57,9 @@ def write(page: Path = PAGE, images: Path = IMAGES, folder: Path = FOLDER) -> No
         tables[shape] = results_table(part)
         draw_errors(part, images / f"normfree_{shape}.png")
         draw_scales(part, images / f"normfree_{shape}_scales.png")
-        arms = results.among(tasks[0], BY_LAYER)
-        draw_scales_over_time(results, tasks[0], arms, images / f"normfree_{shape}_layers.png")
+        first = min(tasks, key=results.tasks.index)  # of the experiment, which need not be shallow
+        arms = results.among(first, BY_LAYER)
+        draw_scales_over_time(results, first, arms, images / f"normfree_{shape}_layers.png")
     gathered = gather((results, confirm, memory, variants))
     draw_by_depth(gathered | gather((scaled, deeper)), images / "normfree_depths.png")
     if learned := _learned(gathered):
