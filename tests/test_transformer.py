@@ -231,10 +231,11 @@ def test_an_experiment_runs_and_records_every_layer(name: str, tmp_path: Path):
     experiment = EXPERIMENTS[name]
     task = experiment.tasks[0]
     assert isinstance(task, TextTask)
+    with_sgd = [arm for arm in experiment.arms if arm.base == "sgd"]  # which compiles quickly
     tiny = replace(
         experiment,
         tasks=(replace(task, network=replace(task.network, depth=3, width=4), evaluated=2),),
-        arms=tuple(arm for arm in experiment.arms if arm.base == "sgd")[-1:],
+        arms=tuple(with_sgd or experiment.arms)[-1:],
         steps=2,
         num_rates=1,
         tuning_seeds=(100,),
