@@ -19,6 +19,7 @@ from benchmarks.arguments import whole_number
 from benchmarks.experiment import Experiment, part_of, with_settings
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.interrupts import deferred_interrupt
+from benchmarks.normfree.data import CIFAR100, FASHION_MNIST
 
 GOES_ON = (
     "What was finished is recorded; the same command goes on with the rest. What was begun starts "
@@ -69,6 +70,8 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 def _run(options: argparse.Namespace, console: Console) -> int:
     deadline = time.monotonic() + 60 * options.minutes
     commit = options.commit or runner.current_commit()  # that of the code as it was read
+    if options.images:
+        os.environ |= dict.fromkeys((FASHION_MNIST, CIFAR100), options.images)
     with deferred_interrupt() as check_interrupt:
         try:
             for experiment in options.chosen:
@@ -133,6 +136,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                 metavar="NAME=VALUE",
                 help="another setting of the tasks and networks, such as width=1 data=cifar100; "
                 "needs --records",
+            )
+            command.add_argument(
+                "--images",
+                metavar="FOLDER",
+                help=f"folder of Fashion-MNIST's or CIFAR-100's files (default: {FASHION_MNIST} "
+                f"or {CIFAR100}, if set)",
             )
             command.add_argument(
                 "--arms", nargs="+", default=[], metavar="NAME", help="these arms only"

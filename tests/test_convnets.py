@@ -417,7 +417,10 @@ def test_the_command_names_the_settings_that_there_are_and_the_images_that_are_n
         with pytest.raises(SystemExit):
             program.main(["run", "normfree-images", "--records", str(tmp_path), "--set", wrong])
         assert message in capsys.readouterr().err
-    monkeypatch.setenv(CIFAR100, str(tmp_path))
+    monkeypatch.setenv(CIFAR100, "")  # and put back what it is here
+    monkeypatch.setenv(FASHION_MNIST, "")
     command = ["run", "normfree-images", "--set", "data=cifar100", "--records", str(tmp_path)]
-    assert program.main(command) == 2
-    assert CIFAR100 in capsys.readouterr().out
+    assert program.main([*command, "--images", str(tmp_path / "elsewhere")]) == 2
+    text = capsys.readouterr().out
+    assert CIFAR100 in text
+    assert str(tmp_path / "elsewhere") in text

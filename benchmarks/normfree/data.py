@@ -78,7 +78,8 @@ def fashion_mnist() -> Images:
         folder,
         names,
         "apt install dataset-fashion-mnist, or take them from "
-        f"https://github.com/zalandoresearch/fashion-mnist and set {FASHION_MNIST} to their folder",
+        f"https://github.com/zalandoresearch/fashion-mnist and name their folder by --images or "
+        f"{FASHION_MNIST}",
     )
     inputs, labels, test_inputs, test_labels = (_read_idx(folder / name) for name in names)
     return Images(
@@ -105,7 +106,7 @@ def cifar100() -> Images:
         folder,
         names,
         "take cifar-100-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html, unpack it "
-        f"and set {CIFAR100} to the folder cifar-100-python",
+        f"and name the folder cifar-100-python by --images or {CIFAR100}",
     )
     # They are pickles, which run what is in them: take them from there only.
     train, test = (pickle.loads((folder / name).read_bytes(), encoding="bytes") for name in names)
