@@ -225,20 +225,27 @@ def layer_order(task: Task) -> list[int]:
     A record has them kernel by kernel, so that those of a stack of blocks are not block by block.
     The names of a network's parts are in the order of the parts.
     """
-    places: list[tuple[str, int, int]] = []
-    leaves = jax.tree.leaves_with_path(jax.eval_shape(task.init, jax.random.key(0)))
-    for number, (path, leaf) in enumerate(leaves):
-        if path[-1].key == "kernel":
-            part = path[0].key
-            blocks = leaf.shape[0] if part in task.stacked else 1
-            places += [(part, block, number) for block in range(blocks)]
+    places = [
+        (part, block, number)
+        for number, (part, blocks) in enumerate(_kernels(task))
+        for block in range(blocks)
+    ]
     return sorted(range(len(places)), key=places.__getitem__)
+
+
+def _kernels(task: Task) -> list[tuple[str, int]]:
+    """Of each kernel the part of the network it is in, and how many blocks are stacked in it."""
+    leaves = jax.tree.leaves_with_path(jax.eval_shape(task.init, jax.random.key(0)))
+    return [
+        (path[0].key, leaf.shape[0] if path[0].key in task.stacked else 1)
+        for path, leaf in leaves
+        if path[-1].key == "kernel"
+    ]
 
 
 def _has_blocks(task: Task) -> bool:
     """Whether a stack of the network has several kernels in each of its blocks."""
-    leaves = jax.tree.leaves_with_path(jax.eval_shape(task.init, jax.random.key(0)))
-    parts = [path[0].key for path, _ in leaves if path[-1].key == "kernel"]
+    parts = [part for part, _ in _kernels(task)]
     return any(parts.count(part) > 1 for part in task.stacked)
 
 
